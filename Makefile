@@ -1,0 +1,55 @@
+# Everything a fresh clone needs: `make train` or `make test`. `make` alone lists the targets.
+#
+# Variables: ARGS (more options for the program), FILE (what `make train` runs), VENV, PYTHON (the
+# interpreter that makes the environment, 3.10 to 3.12), RLLIB_DREAMER_APT=0 (never call apt-get).
+
+VENV ?= .venv
+FILE ?= tuned_examples/walker.py
+ARGS ?=
+BENCH_DIR ?= benchmarks/results
+BIN := $(VENV)/bin
+export VENV PYTHON
+
+.DEFAULT_GOAL := help
+.PHONY: help setup install gl train test test-all check format bench clean
+MAKEFLAGS += --no-print-directory
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' Makefile
+
+setup: install gl  ## make .venv or bring it up to date, check headless OpenGL
+
+install:
+	@bash scripts/setup.sh install
+
+gl: install
+	@bash scripts/setup.sh gl
+
+train: setup  ## set up, then train walker-walk from pixels (FILE=, ARGS=)
+	@exec $(BIN)/rllib train file $(FILE) $(ARGS)
+
+test: setup  ## set up, then the test suite without its slow part (ARGS=)
+	@exec $(BIN)/python -m pytest -m "not slow" $(ARGS)
+
+test-all: setup  ## set up, then the whole test suite, slow tests too (ARGS=)
+	@exec $(BIN)/python -m pytest $(ARGS)
+
+check: install  ## ruff, format and mypy
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+format: install  ## rewrite the code as ruff wants it
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+bench: setup  ## every benchmark, figures as JSON in BENCH_DIR (ARGS=)
+	@mkdir -p $(BENCH_DIR)
+	@for file in benchmarks/[a-z]*.py; do \
+		name=$$(basename $$file .py); echo "== $$name"; \
+		$(BIN)/python $$file --json $(BENCH_DIR)/$$name.json $(ARGS) || exit 1; \
+	done
+
+clean:  ## remove caches and builds, keep .venv
+	@rm -rf build dist .mypy_cache .pytest_cache .ruff_cache
+	@find rllib_dreamer tests tuned_examples benchmarks -name __pycache__ -prune -exec rm -rf {} +

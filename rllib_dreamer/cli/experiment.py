@@ -1,0 +1,230 @@
+"""From a Python file or an algorithm's name to the config of a run."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import gymnasium
+from ray import cloudpickle
+from ray.rllib.algorithms import registry as algorithm_registry
+from ray.rllib.algorithms.algorithm import Algorithm
+from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
+from ray.tune.registry import ENV_CREATOR, _global_registry, get_trainable_cls
+
+from rllib_dreamer.cli.errors import CommandError, did_you_mean
+from rllib_dreamer.cli.options import TrainOptions
+from rllib_dreamer.cli.overrides import apply_overrides, check_stop, parse_stop
+
+DEFAULT_ALGORITHM = "DreamerTorch"
+
+
+class Experiment(NamedTuple):
+    """What a run needs to know.
+
+    Attributes:
+        config: The complete, checked config.
+        limits: The stop condition: metric name -> limit, empty for none.
+        name: A name for the experiment folder when the user gives none.
+    """
+
+    config: AlgorithmConfig
+    limits: dict[str, float]
+    name: str
+
+
+def experiment_from_file(path: Path, options: TrainOptions) -> Experiment:
+    """Reads `config` and `stop` of a Python file; the options win over the file.
+
+    Args:
+        path: A Python file with an `AlgorithmConfig` named `config` and, if it likes, a
+            dict named `stop`.
+        options: The command line.
+
+    Returns:
+        The experiment.
+
+    Raises:
+        CommandError: If the file is missing, fails, has no usable `config` or `stop`, or an
+            option does not fit.
+    """
+    module = _import_file(path)
+    config = getattr(module, "config", None)
+    if not isinstance(config, AlgorithmConfig):
+        found = "no 'config'" if config is None else f"a 'config' of type {type(config).__name__}"
+        raise CommandError(
+            f"{path} has {found}; it must define an AlgorithmConfig, "
+            "for example config = DreamerConfig().environment('dmc/walker-walk')"
+        )
+    config = config.copy(copy_frozen=False)
+    if options.run is not None:
+        config = _with_algorithm(config, options.run)
+    limits = check_stop(getattr(module, "stop", None), f"'stop' of {path}")
+    return _finished(config, limits, path.stem, options)
+
+
+def experiment_from_names(options: TrainOptions) -> Experiment:
+    """Takes the default config of `--run` on `--env`.
+
+    Args:
+        options: The command line.
+
+    Returns:
+        The experiment.
+
+    Raises:
+        CommandError: If `--env` is missing or an option does not fit.
+    """
+    if options.env is None:
+        raise CommandError("say which environment to train on: --env dmc/walker-walk, or a file")
+    run = options.run or DEFAULT_ALGORITHM
+    config = algorithm_class(run).get_default_config()
+    return _finished(config, {}, f"{run}_{options.env}".replace("/", "-"), options)
+
+
+def algorithm_class(name: str) -> type[Algorithm]:
+    """Finds an RLlib algorithm by its name.
+
+    Args:
+        name: "DreamerTorch" or one of RLlib's own, in any case.
+
+    Returns:
+        Its class.
+
+    Raises:
+        CommandError: If there is none of that name.
+    """
+    known = {key.lower(): key for key in algorithm_registry.ALGORITHMS}
+    if name.lower() not in known:
+        near = did_you_mean(name, known.values())
+        raise CommandError(f"--run: unknown algorithm {name!r}{near}")
+    found: type[Algorithm] = get_trainable_cls(known[name.lower()])
+    return found
+
+
+def check_env(config: AlgorithmConfig) -> None:
+    """Checks that the environment's name is known before anything is started.
+
+    Args:
+        config: Its `env` may be a registered name, a Gymnasium id ("package:Id-v0" too), the
+            path of a class, or a class.
+
+    Raises:
+        CommandError: If `env` is missing or unknown; it names the nearest known ones.
+    """
+    env = config.env
+    if env is None:
+        raise CommandError("no environment is set; use --env NAME or config.environment('NAME')")
+    if not isinstance(env, str) or _global_registry.contains(ENV_CREATOR, env):
+        return
+    try:
+        gymnasium.spec(env)
+        return
+    except (gymnasium.error.Error, ImportError, ValueError):
+        pass  # Not Gymnasium's; the last chance is the path of a class.
+    if "/" not in env and _importable(env):
+        return
+    raise CommandError(f"unknown environment {env!r}{did_you_mean(env, _known_envs())}")
+
+
+def _finished(
+    config: AlgorithmConfig, limits: dict[str, float], name: str, options: TrainOptions
+) -> Experiment:
+    """Applies the options to a config and checks it."""
+    if options.env is not None:
+        config.environment(env=options.env)
+    apply_overrides(config, options.set)
+    if options.stop is not None:
+        limits = parse_stop(options.stop)
+    if config.algo_class is None:
+        raise CommandError(
+            f"'config' is a plain {type(config).__name__} which belongs to no algorithm; "
+            "use DreamerConfig(), PPOConfig() or the like"
+        )
+    check_env(config)
+    _validate(config)
+    return Experiment(config, limits, name)
+
+
+def _validate(config: AlgorithmConfig) -> None:
+    """Runs the config's own checks now, unless values are still to be drawn by a search."""
+    if has_search(config.to_dict()):
+        return
+    try:
+        config.copy(copy_frozen=False).validate()
+    except (ValueError, TypeError, ImportError) as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        raise CommandError(f"the config is refused: {' '.join(lines)}") from error
+
+
+def has_search(value: Any) -> bool:
+    """Tells whether a setting holds a grid search or a random domain of Tune."""
+    from ray.tune.search.sample import Domain
+
+    if isinstance(value, Domain):
+        return True
+    if isinstance(value, dict):
+        return "grid_search" in value or any(has_search(item) for item in value.values())
+    return False
+
+
+def _with_algorithm(config: AlgorithmConfig, run: str) -> AlgorithmConfig:
+    """Keeps a config if it is of algorithm `run`; others cannot be translated."""
+    wanted = algorithm_class(run)
+    if config.algo_class is not wanted:
+        name = getattr(config.algo_class, "__name__", None)
+        raise CommandError(
+            f"--run {run} does not fit the file, whose config belongs to {name}; "
+            "leave --run away, or leave the file away and use --env"
+        )
+    return config
+
+
+def _import_file(path: Path) -> ModuleType:
+    """Imports a Python file by its path, so that workers need not find it."""
+    if not path.is_file():
+        siblings = path.parent.glob("*.py") if path.parent.is_dir() else []
+        near = did_you_mean(path.name, [file.name for file in siblings])
+        raise CommandError(f"no such file: {path}{near}")
+    if path.suffix != ".py":
+        raise CommandError(f"{path} is no Python file (its name must end in .py)")
+    # A name that cannot hide an installed package ("cartpole.py", "gymnasium.py").
+    name = f"rllib_train_file_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    # What the file defines travels to the workers by value; `register_env` pickles at once.
+    cloudpickle.register_pickle_by_value(module)
+    folder = str(path.resolve().parent)
+    if folder not in sys.path:
+        sys.path.append(folder)
+    try:
+        spec.loader.exec_module(module)
+    except SyntaxError as error:
+        raise CommandError(f"{path}, line {error.lineno}: {error.msg}") from error
+    except Exception as error:
+        raise CommandError(f"{path} fails: {type(error).__name__}: {error}") from error
+    return module
+
+
+def _importable(path: str) -> bool:
+    """Tells whether "package.module.Class" exists."""
+    module_name, _, attribute = path.rpartition(".")
+    if not module_name:
+        return False
+    try:
+        return hasattr(importlib.import_module(module_name), attribute)
+    except ImportError:
+        return False
+
+
+def _known_envs() -> Iterable[str]:
+    """Lists the names of our own environments and Gymnasium's."""
+    from rllib_dreamer.envs import env_names
+
+    return [*env_names(), *gymnasium.registry]

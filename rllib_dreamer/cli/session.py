@@ -1,0 +1,97 @@
+"""Ray for one run: quiet unless asked, sized to the machine."""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import ray
+from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
+
+from rllib_dreamer.cli.errors import CommandError
+
+#: Tune's own screen off, and its Ctrl-C handler, which ends trials without a checkpoint.
+_TUNE_SETTINGS = {"RAY_AIR_NEW_OUTPUT": "0", "TUNE_DISABLE_SIGINT_HANDLER": "1"}
+_QUIET_SETTINGS = {"TUNE_PRINT_ALL_TRIAL_ERRORS": "0"}
+_LOGGERS = ("ray", "ray.tune", "ray.rllib", "ray.train")
+
+
+@contextmanager
+def ray_session(address: str | None, verbose: bool) -> Iterator[None]:
+    """Starts or joins Ray, and leaves it afterwards unless it ran before.
+
+    Args:
+        address: A running cluster; None starts Ray on this machine (or follows RAY_ADDRESS).
+        verbose: Show the logs of Ray and of all workers.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        CommandError: If there is no cluster at the address.
+    """
+    prepare(verbose)
+    if ray.is_initialized():
+        yield
+        return
+    local = address is None and not os.environ.get("RAY_ADDRESS")
+    options: dict[str, Any] = {"include_dashboard": False} if local else {"address": address}
+    try:
+        ray.init(
+            log_to_driver=verbose,
+            logging_level=logging.INFO if verbose else logging.ERROR,
+            **options,
+        )
+    except ConnectionError as error:
+        raise CommandError(f"--ray-address {address}: no Ray cluster answers there") from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def prepare(verbose: bool) -> None:
+    """Sets up Tune's switches and silences what is no error.
+
+    Args:
+        verbose: Silence nothing.
+    """
+    os.environ.update(_TUNE_SETTINGS)
+    if verbose:
+        return
+    os.environ.update(_QUIET_SETTINGS)
+    for name in _LOGGERS:
+        logging.getLogger(name).setLevel(logging.ERROR)
+    # Tune repeats at its end, as an error, which trials failed; the command tells that itself.
+    logging.getLogger("ray.tune.tune").setLevel(logging.CRITICAL)
+    for category in (DeprecationWarning, FutureWarning):
+        warnings.filterwarnings("ignore", category=category)
+    warnings.filterwarnings("ignore", category=UserWarning, module=r"(ray|gymnasium)(\.|$)")
+
+
+def check_resources(config: AlgorithmConfig) -> None:
+    """Checks that the cluster can hold the run at all; Tune would wait for ever.
+
+    Args:
+        config: A config without search values.
+
+    Raises:
+        CommandError: If it asks for more CPUs or GPUs than there are.
+    """
+    assert config.algo_class is not None
+    request = config.algo_class.default_resource_request(config)
+    required = getattr(request, "required_resources", {})
+    available = ray.cluster_resources()
+    for kind in ("CPU", "GPU"):
+        wanted, there = required.get(kind, 0), available.get(kind, 0)
+        if wanted > there:
+            raise CommandError(
+                f"the config needs {wanted:g} {kind}s (driver, env runners, learners), but Ray "
+                f"has {there:g}; lower num_env_runners (now {config.num_env_runners}), "
+                f"num_learners (now {config.num_learners}) or num_gpus_per_learner "
+                f"(now {config.num_gpus_per_learner}) by --set"
+            )

@@ -1,0 +1,238 @@
+"""`rllib train file FILE.py` and `rllib train --run NAME --env NAME`."""
+
+from __future__ import annotations
+
+import sys
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from ray import tune
+from ray.tune import Callback, CheckpointConfig, FailureConfig, ResumeConfig, RunConfig, TuneConfig
+from ray.tune.registry import register_trainable
+from ray.tune.result_grid import ResultGrid
+from rich.console import Console
+
+from rllib_dreamer.cli.errors import CommandError, RunFailed, first_line
+from rllib_dreamer.cli.experiment import (
+    Experiment,
+    experiment_from_file,
+    experiment_from_names,
+    has_search,
+)
+from rllib_dreamer.cli.options import TrainOptions, takes_train_options
+from rllib_dreamer.cli.progress import ProgressDisplay
+from rllib_dreamer.cli.reporter import SCORE, RunReporter
+from rllib_dreamer.cli.resume import CheckpointMarker, find_experiment, mend_experiment
+from rllib_dreamer.cli.session import check_resources, prepare, ray_session
+from rllib_dreamer.cli.stopping import StopCondition, stop_on_signal
+from rllib_dreamer.cli.summary import closing_lines
+
+DEFAULT_STORAGE = "~/ray_results"
+
+train_app = typer.Typer(invoke_without_command=True, help="Train an algorithm.")
+
+
+@train_app.callback()
+@takes_train_options
+def train(context: typer.Context, options: TrainOptions) -> None:
+    """Train an algorithm on an environment, or what a Python FILE describes.
+
+    Example: rllib train --run DreamerTorch --env dmc/walker-walk --stop '{"env_steps": 500000}'
+    """
+    if context.invoked_subcommand is not None:
+        if options != TrainOptions():
+            raise CommandError("put the options behind the file: rllib train file FILE.py ...")
+        return
+    prepare(options.verbose)
+    run_experiment(experiment_from_names(options), options)
+
+
+@train_app.command("file")
+@takes_train_options
+def train_file(
+    file: Annotated[Path, typer.Argument(metavar="FILE.py", show_default=False)],
+    options: TrainOptions,
+) -> None:
+    """Train what a Python file describes: its `config`, until its `stop`.
+
+    Example: rllib train file tuned_examples/walker.py --set training_ratio=256
+    """
+    prepare(options.verbose)
+    run_experiment(experiment_from_file(file, options), options)
+
+
+def run_experiment(experiment: Experiment, options: TrainOptions) -> None:
+    """Runs an experiment to its end and prints where the checkpoints are.
+
+    Args:
+        experiment: What to run.
+        options: The command line.
+
+    Raises:
+        CommandError: If an option does not fit.
+        RunFailed: If a trial failed for good.
+        typer.Exit: With 130 if Ctrl-C ended the run.
+    """
+    console = Console()
+    loggers = wandb_loggers(options)
+    folder = _folder(experiment, options)
+    config = experiment.config
+    reporters = config.callbacks_class
+    reporters = list(reporters) if isinstance(reporters, (list, tuple)) else [reporters]
+    config.callbacks(callbacks_class=[*reporters, RunReporter])
+    condition = StopCondition(experiment.limits)
+    display = ProgressDisplay(console, experiment.limits)
+
+    with ray_session(options.ray_address, options.verbose):
+        if not has_search(config.to_dict()) and options.ray_address is None:
+            check_resources(config)
+        _announce(console, experiment, folder)
+        with stop_on_signal(condition, lambda: _say_stopping(console)):
+            try:
+                results = _run(experiment, options, folder, condition, [display, *loggers])
+            finally:
+                display.close()
+    console.print("\n".join(closing_lines(results)), markup=False, highlight=False, soft_wrap=True)
+    _raise_errors(results, options.verbose)
+    if condition.requested:
+        raise typer.Exit(130)
+
+
+def checkpoint_config(options: TrainOptions) -> CheckpointConfig:
+    """Says which checkpoints Tune keeps: the best by mean return, besides the last one."""
+    return CheckpointConfig(
+        num_to_keep=options.keep_checkpoints_num or None,
+        checkpoint_score_attribute=SCORE,
+        checkpoint_score_order="max",
+        checkpoint_frequency=options.checkpoint_freq,
+        checkpoint_at_end=options.checkpoint_at_end,
+    )
+
+
+def wandb_loggers(options: TrainOptions) -> list[Callback]:
+    """Makes the Weights & Biases logger if any `--wandb-...` option is given.
+
+    Args:
+        options: The command line.
+
+    Returns:
+        One logger or none.
+
+    Raises:
+        CommandError: If the package is missing, or the project's name.
+    """
+    if not (options.wandb_key or options.wandb_project or options.wandb_run_name):
+        return []
+    if not options.wandb_project:
+        raise CommandError("--wandb-project is missing: W&B needs the project to log to")
+    try:
+        import wandb  # noqa: F401
+    except ImportError as error:
+        raise CommandError(
+            'W&B is not installed; type: pip install "rllib-dreamer[wandb]"'
+        ) from error
+    from ray.air.integrations.wandb import WandbLoggerCallback
+
+    extra: dict[str, Any] = {"name": options.wandb_run_name} if options.wandb_run_name else {}
+    return [WandbLoggerCallback(project=options.wandb_project, api_key=options.wandb_key, **extra)]
+
+
+def _folder(experiment: Experiment, options: TrainOptions) -> Path:
+    """The experiment's folder: the one to resume, or one that is not there yet."""
+    storage = Path(options.storage_path or DEFAULT_STORAGE).expanduser().resolve()
+    if options.resume is not None:
+        return find_experiment(options.resume, storage, options.name, experiment.name)
+    name = options.name or f"{experiment.name}_{datetime.now():%Y-%m-%d_%H-%M-%S}"
+    if (storage / name).exists():
+        raise CommandError(f"{storage / name} exists; add --resume, or choose another --name")
+    return storage / name
+
+
+def _run(
+    experiment: Experiment,
+    options: TrainOptions,
+    folder: Path,
+    condition: StopCondition,
+    callbacks: list[Callback],
+) -> ResultGrid:
+    """Hands the experiment to Tune."""
+    if options.resume is not None:
+        return _resume(experiment, options, folder, condition, callbacks)
+    tuner = tune.Tuner(
+        experiment.config.algo_class,
+        param_space=experiment.config,
+        tune_config=TuneConfig(num_samples=options.num_samples),
+        run_config=RunConfig(
+            name=folder.name,
+            storage_path=str(folder.parent),
+            stop=condition,
+            callbacks=[*callbacks, CheckpointMarker()],
+            checkpoint_config=checkpoint_config(options),
+            failure_config=FailureConfig(max_failures=options.max_failures),
+            verbose=0,
+        ),
+    )
+    return tuner.fit()
+
+
+def _resume(
+    experiment: Experiment,
+    options: TrainOptions,
+    folder: Path,
+    condition: StopCondition,
+    callbacks: list[Callback],
+) -> ResultGrid:
+    """Goes on from the newest complete checkpoint of each trial, also of finished ones."""
+    algorithm = experiment.config.algo_class
+    assert algorithm is not None
+    register_trainable(algorithm.__name__, algorithm)
+    keep = checkpoint_config(options)
+    resumed = mend_experiment(folder, experiment.config.to_dict(), keep, options.max_failures)
+    steps = ", ".join(f"iteration {number}" for number in resumed.iterations)
+    print(f"resuming after {steps}", flush=True)
+    kind = ResumeConfig.ResumeType.RESUME
+    analysis = tune.run(
+        algorithm,
+        name=folder.name,
+        storage_path=str(folder.parent),
+        stop=condition,
+        callbacks=[*callbacks, CheckpointMarker(resumed.trial_ids)],
+        checkpoint_config=keep,
+        max_failures=options.max_failures,
+        resume_config=ResumeConfig(finished=kind, unfinished=kind, errored=kind),
+        raise_on_failed_trial=False,
+        verbose=0,
+    )
+    return ResultGrid(analysis)
+
+
+def _announce(console: Console, experiment: Experiment, folder: Path) -> None:
+    """Says what runs, until when, and where it is written."""
+    config = experiment.config
+    name = getattr(config.algo_class, "__name__", "algorithm")
+    limits = " or ".join(f"{key} >= {limit:,}" for key, limit in experiment.limits.items())
+    until = f"until {limits}" if limits else "until Ctrl-C (no stop condition given)"
+    env = config.env if isinstance(config.env, str) else getattr(config.env, "__name__", "env")
+    console.print(
+        f"{name} on {env}, {until}\nwritten to {folder}",
+        markup=False,
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def _say_stopping(console: Console) -> None:
+    console.print("stopping after the current iteration, with a checkpoint; Ctrl-C again aborts")
+
+
+def _raise_errors(results: ResultGrid, verbose: bool) -> None:
+    """Turns failed trials into one line."""
+    errors = [error for error in results.errors if error is not None]
+    if not errors:
+        return
+    if verbose:
+        print(*errors, sep="\n", file=sys.stderr)
+    count = f" ({len(errors)} of {len(results)} trials failed)" if len(results) > 1 else ""
+    raise RunFailed(f"the run failed: {first_line(errors[0])}{count}")

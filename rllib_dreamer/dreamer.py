@@ -1,0 +1,516 @@
+"""DreamerConfig and DreamerTorch: the algorithm as RLlib sees it."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from ray.rllib.algorithms.algorithm import Algorithm
+from ray.rllib.algorithms.algorithm_config import AlgorithmConfig, NotProvided
+from ray.rllib.core import DEFAULT_MODULE_ID
+from ray.rllib.core.rl_module.rl_module import RLModuleSpec
+from ray.rllib.execution.rollout_ops import synchronous_parallel_sample
+from ray.rllib.policy.sample_batch import MultiAgentBatch, SampleBatch
+from ray.rllib.utils.metrics import (
+    ENV_RUNNER_RESULTS,
+    EPISODE_LEN_MEAN,
+    EPISODE_RETURN_MEAN,
+    LEARN_ON_BATCH_TIMER,
+    LEARNER_RESULTS,
+    NUM_ENV_STEPS_SAMPLED_LIFETIME,
+    SAMPLE_TIMER,
+    SYNCH_WORKER_WEIGHTS_TIMER,
+    TIMERS,
+)
+
+from rllib_dreamer import checkpoint
+from rllib_dreamer.dreamer_catalog import DreamerCatalog
+from rllib_dreamer.dreamer_torch_learner import DreamerTorchLearner
+from rllib_dreamer.dreamer_torch_rl_module import DreamerTorchRLModule
+from rllib_dreamer.envs import action_repeat
+from rllib_dreamer.hardware import PRECISIONS
+from rllib_dreamer.model.sizes import LossConfig, model_config
+from rllib_dreamer.replay import Replay
+from rllib_dreamer.replay_prefetch import Prefetcher
+from rllib_dreamer.training_ratio import TrainingRatio
+
+logger = logging.getLogger(__name__)
+
+REPLAY_FOLDER = "replay"
+
+# Settings of RLlib's DreamerV3Config that mean nothing here, and why.
+_WITHOUT_EFFECT = {
+    "world_model_grad_clip_by_global_norm": "gradients are clipped adaptively, see agc",
+    "actor_grad_clip_by_global_norm": "gradients are clipped adaptively, see agc",
+    "critic_grad_clip_by_global_norm": "gradients are clipped adaptively, see agc",
+    "intrinsic_rewards_scale": "there are no intrinsic rewards",
+    "gc_frequency_train_steps": "nothing needs collecting by hand",
+}
+
+
+class DreamerConfig(AlgorithmConfig):
+    """Configuration of `DreamerTorch`.
+
+    Two settings matter to most users, `model_size` and `training_ratio`; the others hold the
+    published values. Names are those of RLlib's `DreamerV3Config` where the thing is the same.
+
+        config = (
+            DreamerConfig()
+            .environment("dmc/walker-walk")
+            .training(model_size="12M", training_ratio=256)
+        )
+        config.build_algo().train()
+    """
+
+    def __init__(self, algo_class: type | None = None) -> None:
+        """Sets the published values."""
+        super().__init__(algo_class=algo_class or DreamerTorch)
+        # Model and losses.
+        self.model_size = "12M"
+        self.horizon_H = 15
+        self.gamma = 1.0 - 1.0 / 333.0
+        self.gae_lambda = 0.95
+        self.entropy_scale = 3e-4
+        self.return_normalization_decay = 0.99
+        self.free_nats = 1.0
+        self.loss_scales: dict[str, float] = {}
+        self.train_actor = True
+        self.train_critic = True
+        self.symlog_obs: bool | str = "auto"
+        # Optimization.
+        self.lr = 4e-5
+        self.world_model_lr: Any = None
+        self.actor_lr: Any = None
+        self.critic_lr: Any = None
+        self.agc = 0.3
+        self.warmup_updates = 1000
+        self.weight_decay = 0.0
+        self.max_nonfinite_updates = 10
+        self.precision = "auto"
+        self.learner_threads: int | str = "auto"
+        # Replay.
+        self.training_ratio = 256.0
+        self.batch_size_B = 16
+        self.batch_length_T = 64
+        self.replay_capacity = 1_000_000
+        self.replay_online = True
+        self.replay_directory: str | None = None
+        self.replay_prefetch = 0
+        self.store_buffer_in_checkpoints = True
+        # Sampling.
+        self.broadcast_interval = 1
+        # RLlib's own settings.
+        self.train_batch_size = None
+        self.num_env_runners = 0
+        self.rollout_fragment_length = 1
+        self.min_time_s_per_iteration = 5
+        self.metrics_num_episodes_for_smoothing = 10
+        self.enable_rl_module_and_learner = True
+        self.enable_env_runner_and_connector_v2 = True
+
+    def training(
+        self,
+        *,
+        model_size: str = NotProvided,
+        training_ratio: float = NotProvided,
+        batch_size_B: int = NotProvided,
+        batch_length_T: int = NotProvided,
+        horizon_H: int = NotProvided,
+        gae_lambda: float = NotProvided,
+        entropy_scale: float = NotProvided,
+        return_normalization_decay: float = NotProvided,
+        free_nats: float = NotProvided,
+        loss_scales: dict[str, float] = NotProvided,
+        train_actor: bool = NotProvided,
+        train_critic: bool = NotProvided,
+        symlog_obs: bool | str = NotProvided,
+        world_model_lr: Any = NotProvided,
+        actor_lr: Any = NotProvided,
+        critic_lr: Any = NotProvided,
+        agc: float = NotProvided,
+        warmup_updates: int = NotProvided,
+        weight_decay: float = NotProvided,
+        max_nonfinite_updates: int = NotProvided,
+        precision: str = NotProvided,
+        use_float16: bool = NotProvided,
+        learner_threads: int | str = NotProvided,
+        replay_capacity: int = NotProvided,
+        replay_online: bool = NotProvided,
+        replay_directory: str | None = NotProvided,
+        replay_prefetch: int = NotProvided,
+        replay_buffer_config: dict[str, Any] = NotProvided,
+        store_buffer_in_checkpoints: bool = NotProvided,
+        broadcast_interval: int = NotProvided,
+        **kwargs: Any,
+    ) -> DreamerConfig:
+        """Sets what concerns training.
+
+        Args:
+            model_size: "1M", "12M", "25M", "50M", "100M", "200M" or "400M" parameters; XS, S, M, L
+                and XL stand for 12M to 200M.
+            training_ratio: Replayed steps per agent step, > 0. With 16 x 64 steps a batch, 256
+                means one update every 4 agent steps. Held exactly.
+            batch_size_B: Rows of a batch over all learners; a multiple of `num_learners`.
+            batch_length_T: Trained steps of a row.
+            horizon_H: Steps of an imagined trajectory.
+            gae_lambda: Lambda of the returns, in [0, 1].
+            entropy_scale: Weight of the actor's entropy.
+            return_normalization_decay: Decay of the return percentiles, in [0, 1).
+            free_nats: KL below which the dynamics and representation losses are constant.
+            loss_scales: Weights to change: "rec", "reward", "cont", "dyn", "rep", "actor",
+                "critic", "repval".
+            train_actor: Whether the actor learns.
+            train_critic: Whether the critic learns; the actor cannot learn without it.
+            symlog_obs: Whether vector observations are squashed by symlog; "auto" is True.
+            world_model_lr: Learning rate or RLlib schedule of the world model; None takes `lr`.
+            actor_lr: The same for the actor.
+            critic_lr: The same for the critic.
+            agc: Largest norm of a tensor's gradient as a share of the tensor's norm.
+            warmup_updates: Updates over which learning rates rise from zero.
+            weight_decay: Decoupled weight decay of matrices and kernels.
+            max_nonfinite_updates: Updates with NaN or infinite gradients in a row, all skipped,
+                after which training stops.
+            precision: "float32", "bfloat16" or "auto": bfloat16 where the learner's device is
+                faster with it.
+            use_float16: True is precision="bfloat16", False is "float32".
+            learner_threads: CPU threads of each learner; "auto" takes what the machine has.
+            replay_capacity: Steps that the replay holds.
+            replay_online: Whether every fresh sequence is replayed once before any is drawn.
+            replay_directory: Folder for memory-mapped replay; None keeps it in memory.
+            replay_prefetch: Batches prepared ahead by a thread; 0 is repeatable across restarts.
+            replay_buffer_config: Of RLlib's DreamerV3Config; only "capacity" is read.
+            store_buffer_in_checkpoints: Whether checkpoints hold the replay.
+            broadcast_interval: Training steps between two updates of the EnvRunners' weights.
+            **kwargs: Of `AlgorithmConfig.training`: `lr`, `gamma`, ....
+
+        Raises:
+            ValueError: If curiosity is asked for.
+        """
+        settings = {k: v for k, v in locals().items() if k not in ("self", "kwargs", "__class__")}
+        use_float16 = settings.pop("use_float16")
+        buffer_config = settings.pop("replay_buffer_config")
+        if use_float16 is not NotProvided:
+            settings["precision"] = "bfloat16" if use_float16 else "float32"
+        if buffer_config is not NotProvided and "capacity" in buffer_config:
+            settings["replay_capacity"] = int(buffer_config["capacity"])
+        if kwargs.pop("use_curiosity", False):
+            raise ValueError("use_curiosity=True is not available: leave it out.")
+        for name in _WITHOUT_EFFECT.keys() & kwargs.keys():
+            kwargs.pop(name)
+            logger.warning("%s has no effect: %s.", name, _WITHOUT_EFFECT[name])
+        super().training(**kwargs)
+        for name, value in settings.items():
+            if value is not NotProvided:
+                setattr(self, name, value)
+        return self
+
+    def reporting(self, **kwargs: Any) -> DreamerConfig:
+        """Of `AlgorithmConfig.reporting`; RLlib's `report_*` switches are accepted."""
+        for name in [k for k in kwargs if k.startswith("report_")]:
+            if kwargs.pop(name):
+                logger.warning("%s has no effect: the losses are always reported.", name)
+        super().reporting(**kwargs)
+        return self
+
+    def validate(self) -> None:
+        """Checks every setting.
+
+        Raises:
+            ValueError: Naming the field, what was given and what is allowed.
+        """
+        super().validate()
+        model_config(self.model_size)
+        positive = (
+            "training_ratio",
+            "batch_size_B",
+            "batch_length_T",
+            "horizon_H",
+            "agc",
+            "replay_capacity",
+            "broadcast_interval",
+            "max_nonfinite_updates",
+        )
+        for name in positive:
+            value = getattr(self, name)
+            if not (isinstance(value, (int, float)) and math.isfinite(value) and value > 0):
+                self._value_error(f"`{name}`={value!r} must be a number > 0.")
+        if self.batch_length_T < 2:
+            self._value_error(f"`batch_length_T`={self.batch_length_T} must be at least 2.")
+        if self.precision not in PRECISIONS:
+            self._value_error(f"`precision`={self.precision!r} must be one of {PRECISIONS}.")
+        if not 0.0 <= self.gamma < 1.0:
+            self._value_error(f"`gamma`={self.gamma} must be in [0, 1), the paper has 1 - 1/333.")
+        if self.train_actor and not self.train_critic:
+            self._value_error("`train_actor`=True needs `train_critic`=True: set both or neither.")
+        if self.train_batch_size is not None:
+            self._value_error(
+                f"`train_batch_size`={self.train_batch_size} is not used: set `batch_size_B` and "
+                "`batch_length_T` instead."
+            )
+        if self.replay_capacity < self.batch_size_B * self.batch_length_T:
+            self._value_error(
+                f"`replay_capacity`={self.replay_capacity} is smaller than one batch of "
+                f"{self.batch_size_B} x {self.batch_length_T} steps: raise it, 1_000_000 is usual."
+            )
+        if self.num_learners > 1 and self.batch_size_B % self.num_learners:
+            self._value_error(
+                f"`batch_size_B`={self.batch_size_B} must be a multiple of `num_learners`="
+                f"{self.num_learners}, so that every learner gets as many rows: change either."
+            )
+        unknown = self.loss_scales.keys() - LossConfig().scales.keys()
+        if unknown:
+            self._value_error(
+                f"`loss_scales` has unknown terms {sorted(unknown)}: it takes "
+                f"{sorted(LossConfig().scales)}."
+            )
+        if self.is_multi_agent:
+            self._value_error(
+                "several agents are not supported: `DreamerTorch` keeps one stream of replay for "
+                "each environment; wrap the environment as a single agent with Dict spaces."
+            )
+        if not (self.enable_rl_module_and_learner and self.enable_env_runner_and_connector_v2):
+            self._value_error("`DreamerTorch` needs the new API stack: leave `api_stack` alone.")
+
+    @property
+    def loss_config(self) -> LossConfig:
+        """The constants of the losses."""
+        scales = LossConfig().scales | self.loss_scales
+        if not self.train_actor:
+            scales["actor"] = 0.0
+        if not self.train_critic:
+            scales["critic"] = scales["repval"] = 0.0
+        return LossConfig(
+            horizon=self.horizon_H,
+            discount_horizon=1.0 / (1.0 - self.gamma),
+            lam=self.gae_lambda,
+            free_nats=self.free_nats,
+            entropy_scale=self.entropy_scale,
+            return_rate=1.0 - self.return_normalization_decay,
+            scales=scales,
+        )
+
+    @property
+    def _model_config_auto_includes(self) -> dict[str, Any]:
+        loss = {f: getattr(self.loss_config, f) for f in LossConfig.__dataclass_fields__}
+        symlog = True if self.symlog_obs == "auto" else bool(self.symlog_obs)
+        return super()._model_config_auto_includes | {
+            "model_size": self.model_size,
+            "symlog_obs": symlog,
+            "loss": loss,
+        }
+
+    def get_default_rl_module_spec(self) -> RLModuleSpec:
+        """Our RLModule and catalog."""
+        return RLModuleSpec(module_class=DreamerTorchRLModule, catalog_class=DreamerCatalog)
+
+    def get_default_learner_class(self) -> type[DreamerTorchLearner]:
+        """Our learner."""
+        return DreamerTorchLearner
+
+
+class DreamerTorch(Algorithm):
+    """DreamerV3 on RLlib's env runners, learners, evaluation and checkpoints."""
+
+    config: DreamerConfig
+
+    @classmethod
+    def get_default_config(cls) -> DreamerConfig:
+        """The published values."""
+        return DreamerConfig()
+
+    def setup(self, config: AlgorithmConfig) -> None:
+        """Builds runners, learners and the replay."""
+        super().setup(config)
+        cfg = self.config
+        self._agent_steps = self._updates = self._training_steps = 0
+        self._rate_mark = (time.monotonic(), 0, 0)
+        self._last_returns: dict[str, float] = {}
+        self._ratio = TrainingRatio(cfg.training_ratio, cfg.batch_size_B * cfg.batch_length_T)
+        self._action_repeat = action_repeat(cfg.env, cfg.env_config)
+        self._description = self._on_learners(_describe_learner)[0]
+        observation_space, action_space = self.spaces[DEFAULT_MODULE_ID]
+        self.replay = Replay(
+            observation_space,
+            action_space,
+            deter=self._description["deter"],
+            stoch=self._description["stoch"],
+            capacity=cfg.replay_capacity,
+            batch_size=cfg.batch_size_B,
+            batch_length=cfg.batch_length_T,
+            online=cfg.replay_online,
+            seed=cfg.seed,
+            directory=cfg.replay_directory,
+        )
+        self._batches = Prefetcher(self.replay, cfg.replay_prefetch)
+
+    def _on_learners(self, function: Any) -> list[Any]:
+        """Calls a function with every learner; results in the order of a batch's shards."""
+        results = self.learner_group.foreach_learner(function)
+        return [r.get() for r in sorted(results, key=lambda r: r.actor_id or 0)]
+
+    def describe(self) -> str:
+        """What was built, for a person: devices, precision, sizes and the replay's memory."""
+        cfg, sizes = self.config, self._description
+        learners = f"{max(1, cfg.num_learners)} x {sizes['device']}, {sizes['precision']}"
+        where = f"{cfg.num_env_runners} remote" if cfg.num_env_runners else "1 local"
+        gb = self.replay.nbytes_at_capacity / 1e9
+        return "\n".join(
+            [
+                f"DreamerTorch {cfg.model_size} on {cfg.env}: {sizes['parameters']:,} parameters",
+                f"learners     {learners}, {sizes['threads']} threads",
+                f"env runners  {where} x {cfg.num_envs_per_env_runner} envs",
+                f"batch        {cfg.batch_size_B} x {cfg.batch_length_T}, training ratio "
+                f"{cfg.training_ratio:g}",
+                f"replay       {gb:.2f} GB at {cfg.replay_capacity:,} steps"
+                + (f" in {cfg.replay_directory}" if cfg.replay_directory else ""),
+            ]
+        )
+
+    def training_step(self) -> None:
+        """Samples, learns as often as the training ratio asks, hands out the weights."""
+        with self.metrics.log_time((TIMERS, SAMPLE_TIMER)):
+            self._sample()
+        ready = self.replay.num_sequences >= self.config.batch_size_B * self.config.batch_length_T
+        updates = self._ratio.updates(self._agent_steps) if ready else 0
+        for _ in range(updates):
+            with self.metrics.log_time((TIMERS, LEARN_ON_BATCH_TIMER)):
+                self._update()
+        self._training_steps += 1
+        if updates and self._training_steps % self.config.broadcast_interval == 0:
+            with self.metrics.log_time((TIMERS, SYNCH_WORKER_WEIGHTS_TIMER)):
+                self.env_runner_group.sync_weights(
+                    from_worker_or_learner_group=self.learner_group, inference_only=True
+                )
+
+    def _sample(self) -> None:
+        """Steps the environments and puts what they gave into the replay."""
+        episodes, results = synchronous_parallel_sample(
+            worker_set=self.env_runner_group,
+            concat=True,
+            sample_timeout_s=self.config.sample_timeout_s,
+            _uses_new_env_runners=True,
+            _return_metrics=True,
+        )
+        self.metrics.aggregate(results, key=ENV_RUNNER_RESULTS)
+        self._agent_steps += self.replay.add(episodes)
+
+    def _update(self) -> None:
+        """One update from one batch, whose fresh latents go back to the replay."""
+        batch = self._batches.next()
+        index = batch.pop("index")
+        results = self.learner_group.update(
+            **self._shards(batch), timesteps={NUM_ENV_STEPS_SAMPLED_LIFETIME: self._agent_steps}
+        )
+        self.metrics.aggregate(results, key=LEARNER_RESULTS)
+        latents = self._on_learners(lambda learner: learner.take_latents())
+        if None not in latents:
+            deter, stoch = (np.concatenate(parts) for parts in zip(*latents, strict=True))
+            self.replay.update_latents(index[:, 1:], deter, stoch)
+        self._updates += 1
+
+    def _shards(self, batch: dict[str, np.ndarray]) -> dict[str, Any]:
+        """The batch as an argument of `LearnerGroup.update`: whole, or cut in rows for learners."""
+        learners = max(1, self.config.num_learners)
+        rows = self.config.batch_size_B // learners
+        steps = rows * self.config.batch_length_T
+        cut = [
+            {key: x[i * rows : (i + 1) * rows] for key, x in batch.items()} for i in range(learners)
+        ]
+        shards = [MultiAgentBatch({DEFAULT_MODULE_ID: SampleBatch(c)}, env_steps=steps) for c in cut]
+        return {"batches": shards} if self.config.num_learners > 1 else {"batch": shards[0]}
+
+    def step(self) -> dict[str, Any]:
+        """One iteration; adds the counters that RLlib does not keep."""
+        result: dict[str, Any] = super().step()
+        self._keep_last_returns(result[ENV_RUNNER_RESULTS])
+        now, (then, agent_steps, updates) = time.monotonic(), self._rate_mark
+        elapsed = max(now - then, 1e-9)
+        self._rate_mark = (now, self._agent_steps, self._updates)
+        stats = self.replay.stats()
+        replayed = self._updates * self.config.batch_size_B * self.config.batch_length_T
+        result["dreamer"] = {
+            "agent_steps": self._agent_steps,
+            "env_steps": self._agent_steps * self._action_repeat,
+            "updates": self._updates,
+            "actual_training_ratio": replayed / max(1, self._agent_steps),
+            "replay_steps": int(stats["steps"]),
+            "replay_gb": stats["gb"],
+            "agent_steps_per_s": (self._agent_steps - agent_steps) / elapsed,
+            "updates_per_s": (self._updates - updates) / elapsed,
+        }
+        return result
+
+    def _keep_last_returns(self, results: dict[str, Any]) -> None:
+        """Puts the latest known return where no episode ended, instead of RLlib's NaN."""
+        for key in (EPISODE_RETURN_MEAN, EPISODE_LEN_MEAN):
+            value = results.pop(key, math.nan)
+            if not math.isnan(value):
+                self._last_returns[key] = value
+        results.update(self._last_returns)
+
+    def save_to_path(self, path: Any = None, **kwargs: Any) -> str:
+        """Saves everything, the replay included, and seals the folder with a manifest."""
+        saved = Path(super().save_to_path(path, **kwargs))
+        if self.config.store_buffer_in_checkpoints:
+            self.replay.save(saved / REPLAY_FOLDER)
+        checkpoint.seal(saved)
+        return str(saved)
+
+    def restore_from_path(self, path: Any, *args: Any, **kwargs: Any) -> None:
+        """Restores everything that the checkpoint holds.
+
+        Raises:
+            ValueError: If the checkpoint is incomplete or damaged.
+        """
+        folder = Path(path)
+        checkpoint.verify(folder)
+        super().restore_from_path(path, *args, **kwargs)
+        if (folder / REPLAY_FOLDER).is_dir():
+            self._batches.close()
+            self.replay.load(folder / REPLAY_FOLDER)
+
+    def get_state(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """RLlib's state and our counters."""
+        state: dict[str, Any] = super().get_state(*args, **kwargs)
+        state["dreamer"] = {
+            "agent_steps": self._agent_steps,
+            "updates": self._updates,
+            "training_steps": self._training_steps,
+            "ratio": self._ratio.get_state(),
+            "last_returns": self._last_returns,
+        }
+        return state
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Restores RLlib's state and our counters."""
+        super().set_state(state)
+        if "dreamer" in state:
+            ours = state["dreamer"]
+            self._agent_steps, self._updates = ours["agent_steps"], ours["updates"]
+            self._training_steps = ours["training_steps"]
+            self._ratio.set_state(ours["ratio"])
+            self._last_returns = dict(ours["last_returns"])
+            self._rate_mark = (time.monotonic(), self._agent_steps, self._updates)
+
+    def cleanup(self) -> None:
+        """Stops the replay's thread and RLlib's parts."""
+        self._batches.close()
+        super().cleanup()
+
+
+def _describe_learner(learner: DreamerTorchLearner) -> dict[str, Any]:
+    """Widths of the model and what it runs on, asked of a learner."""
+    agent = learner.agent()
+    return {
+        "deter": agent.world.config.deter,
+        "stoch": agent.world.config.stoch,
+        "parameters": sum(p.numel() for p in agent.parameters() if p.requires_grad),
+        "device": str(learner.device),
+        "precision": str(agent.dtype).removeprefix("torch."),
+        "threads": torch.get_num_threads(),
+    }

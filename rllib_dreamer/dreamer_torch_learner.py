@@ -1,0 +1,171 @@
+"""Learner: one loss, one backward, LaProp, the slow critic, and what several learners share."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from ray.rllib.core import DEFAULT_MODULE_ID
+from ray.rllib.core.learner.torch.torch_learner import TorchLearner
+from torch import Tensor
+
+from rllib_dreamer.dreamer_torch_rl_module import DreamerTorchRLModule
+from rllib_dreamer.hardware import resolve_precision, prepare_cpu
+from rllib_dreamer.model import ops
+from rllib_dreamer.model.agent import Agent
+from rllib_dreamer.model.optim import LaProp
+
+if TYPE_CHECKING:
+    from rllib_dreamer.dreamer import DreamerConfig
+
+OPTIMIZERS = ("world_model", "actor", "critic")
+
+
+class DreamerTorchLearner(TorchLearner):
+    """Updates the agent from replay batches.
+
+    The three optimizers exist only so that each may have its own learning rate or schedule: LaProp
+    and its clipping work tensor by tensor, so they are one optimizer in three parts, stepped after
+    one backward.
+    """
+
+    config: DreamerConfig
+
+    def build(self) -> None:
+        """Builds modules and optimizers and lets the agents see the other learners."""
+        prepare_cpu(self.config)
+        self._latents: dict[str, tuple[Tensor, Tensor]] = {}
+        self._nonfinite_in_a_row = 0
+        super().build()
+        for module_id in self.module.keys():
+            agent = self.agent(module_id)
+            agent.dtype = resolve_precision(self.config.precision, self._device)
+            if self.distributed:
+                agent.behavior.gather = all_gather
+        if self.distributed and self.config.seed is not None:
+            torch.manual_seed(self.config.seed + torch.distributed.get_rank())
+
+    def agent(self, module_id: str = DEFAULT_MODULE_ID) -> Agent:
+        """The agent of a module, out of its DDP wrapper."""
+        module = self.module[module_id].unwrapped()
+        assert isinstance(module, DreamerTorchRLModule)
+        return module.agent
+
+    def configure_optimizers_for_module(
+        self, module_id: str, config: DreamerConfig | None = None
+    ) -> None:
+        """Registers LaProp for world model, actor and critic."""
+        config = config or self.config
+        agent = self.agent(module_id)
+        parts = dict(
+            zip(OPTIMIZERS, (agent.world, agent.behavior.actor, agent.behavior.critic), strict=True)
+        )
+        for name, part in parts.items():
+            params = list(part.parameters())
+            optimizer = LaProp(
+                params, agc=config.agc, warmup=config.warmup_updates, weight_decay=config.weight_decay
+            )
+            own = getattr(config, f"{name}_lr")
+            self.register_optimizer(
+                module_id=module_id,
+                optimizer_name=name,
+                optimizer=optimizer,
+                params=params,
+                lr_or_lr_schedule=config.lr if own is None else own,
+            )
+
+    def compute_loss_for_module(
+        self, *, module_id: str, config: DreamerConfig, batch: dict[str, Any], fwd_out: dict[str, Any]
+    ) -> Tensor:
+        """Weighs the losses into one; keeps the latents that go back to the replay."""
+        self._latents[module_id] = fwd_out["deter"], fwd_out["stoch"]
+        losses: dict[str, Tensor] = fwd_out["losses"]
+        scales = self.agent(module_id).scales
+        metrics = {f"loss_{name}": x.detach().float().mean() for name, x in losses.items()}
+        self._log(module_id, metrics | fwd_out["metrics"])
+        return ops.total_loss(losses, scales)
+
+    def _log(self, module_id: str, metrics: dict[str, Tensor]) -> None:
+        """Logs scalar tensors, brought to the host in one transfer."""
+        values = torch.stack([x.detach().float() for x in metrics.values()]).tolist()
+        self.metrics.log_dict(dict(zip(metrics, values, strict=True)), key=module_id, window=1)
+
+    def postprocess_gradients(self, gradients_dict: dict[Any, Tensor]) -> dict[Any, Tensor]:
+        """Nothing: the clipping is part of LaProp."""
+        return gradients_dict
+
+    def apply_gradients(self, gradients_dict: dict[Any, Tensor]) -> None:
+        """Steps the optimizers, or skips the update if a gradient is not finite.
+
+        Raises:
+            RuntimeError: After `max_nonfinite_updates` such updates in a row.
+        """
+        norm = torch.nn.utils.get_total_norm([g for g in gradients_dict.values() if g is not None])
+        finite = bool(torch.isfinite(norm))
+        self.metrics.log_value(
+            (DEFAULT_MODULE_ID, "skipped_updates"), int(not finite), reduce="lifetime_sum"
+        )
+        if not finite:
+            self._skip_update()
+            return
+        self._nonfinite_in_a_row = 0
+        steps = []
+        for module_id, names in self._module_optimizers.items():
+            for name in names:
+                optimizer = self.get_optimizer(module_id, name)
+                assert isinstance(optimizer, LaProp)
+                optimizer.step()
+                steps.append(optimizer.update_norm())
+            self.agent(module_id).behavior.update_slow_critic()
+        update_norm = torch.linalg.vector_norm(torch.stack(steps))
+        self._log(DEFAULT_MODULE_ID, {"grad_norm": norm, "update_norm": update_norm})
+
+    def _skip_update(self) -> None:
+        self._latents.clear()
+        self._nonfinite_in_a_row += 1
+        if self._nonfinite_in_a_row >= self.config.max_nonfinite_updates:
+            raise RuntimeError(
+                f"{self._nonfinite_in_a_row} updates in a row had a NaN or infinite gradient "
+                f"(max_nonfinite_updates={self.config.max_nonfinite_updates}): look at the losses, "
+                "check observations and rewards for NaN, lower lr, or use precision='float32'; the "
+                "last checkpoint is from before."
+            )
+
+    def take_latents(
+        self, module_id: str = DEFAULT_MODULE_ID
+    ) -> tuple[np.ndarray, np.ndarray] | None:
+        """The posterior of the batch that was just learned from, to be written back to the replay.
+
+        Returns:
+            deter (B, T, D) float16 and stoch (B, T, S) uint8, or None if the update was skipped.
+        """
+        if module_id not in self._latents:
+            return None
+        deter, stoch = self._latents.pop(module_id)
+        return deter.half().cpu().numpy(), stoch.to(torch.uint8).cpu().numpy()
+
+    def get_state(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """The state of RLlib's learner, and that of the random number generators."""
+        rng = {"cpu": torch.get_rng_state().numpy()}
+        if self._device.type == "cuda":
+            rng["cuda"] = torch.cuda.get_rng_state(self._device).numpy()
+        return super().get_state(*args, **kwargs) | {"rng": rng}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Restores the state; the generators only on the first of several learners."""
+        super().set_state(state)
+        rng = state.get("rng", {})
+        if not self.distributed or torch.distributed.get_rank() == 0:
+            if "cpu" in rng:
+                torch.set_rng_state(torch.as_tensor(rng["cpu"], dtype=torch.uint8))
+            if "cuda" in rng and self._device.type == "cuda":
+                cuda = torch.as_tensor(rng["cuda"], dtype=torch.uint8)
+                torch.cuda.set_rng_state(cuda, self._device)
+
+
+def all_gather(x: Tensor) -> Tensor:
+    """Concatenates a tensor (n, ...) over all learners, in rank order."""
+    parts = [torch.empty_like(x) for _ in range(torch.distributed.get_world_size())]
+    torch.distributed.all_gather(parts, x.contiguous())
+    return torch.cat(parts)

@@ -1,0 +1,192 @@
+"""Environments by name: `dmc/`, `robosuite/`, `atari100k/`, `ALE/` and any Gymnasium id.
+
+`make_env(name, env_config)` builds one; `register_envs()` makes every name known to Ray Tune, so
+that it works in `config.environment(name)`, on the command line and in remote env runners.
+Importing this package imports no simulator.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import gymnasium as gym
+
+from rllib_dreamer.envs import atari, dmc, rendering, robosuite, wrappers
+from rllib_dreamer.envs import gymnasium as gymnasium_ids
+
+__all__ = [
+    "EnvCreator",
+    "action_repeat",
+    "env_names",
+    "make_env",
+    "register_env",
+    "register_envs",
+    "validate_env_name",
+]
+
+EnvSource = str | Callable[..., Any]
+
+_FAMILIES: dict[str, Any] = {
+    "dmc": dmc,
+    "DMC": dmc,
+    "robosuite": robosuite,
+    "atari100k": atari,
+    "ALE": atari,
+}
+_OPTIONS: dict[str, Any] = {
+    "dmc": dmc.DmcOptions,
+    "DMC": dmc.DmcOptions,
+    "robosuite": robosuite.RobosuiteOptions,
+    "atari100k": atari.Atari100kOptions,
+    "ALE": atari.AleOptions,
+}
+
+
+def _family(env: EnvSource) -> str | None:
+    prefix = env.partition("/")[0] if isinstance(env, str) and "/" in env else ""
+    return prefix if prefix in _FAMILIES else None
+
+
+def env_names() -> list[str]:
+    """Returns every name that `register_envs()` registers, without importing a simulator."""
+    return [*dmc.names(), *robosuite.names(), *atari.names()]
+
+
+def validate_env_name(env: str) -> None:
+    """Checks that `env` names an env of this package, of Gymnasium or of Ray Tune's registry.
+
+    Raises:
+        ValueError: It does not; lists the nearest names.
+    """
+    family = _family(env)
+    if family is not None:
+        _FAMILIES[family].parse_name(env)
+        return
+    known = [*env_names(), *gym.registry]
+    if env in gym.registry or ":" in env or _registered(env):
+        return
+    raise ValueError(
+        f"Unknown env {env!r}: {wrappers.nearest(env, known)} An env of your own is made known by "
+        "ray.tune.register_env(name, creator)."
+    )
+
+
+def action_repeat(env: EnvSource, env_config: Mapping[str, Any] | None = None) -> int:
+    """Returns the env steps per agent step of an env.
+
+    Args:
+        env: Its name, or a class or creator (then `env_config` decides, 1 by default).
+        env_config: As in `config.environment(..., env_config=...)`.
+    """
+    config = env_config or {}
+    family = _family(env)
+    default = 1 if family is None else _OPTIONS[family].action_repeat
+    return int(config.get("action_repeat", default))
+
+
+def make_env(env: EnvSource, env_config: Mapping[str, Any] | None = None) -> gym.Env:
+    """Builds an env whose output is checked.
+
+    Args:
+        env: A name of `env_names()`, a Gymnasium id, or a callable that takes the `env_config`.
+        env_config: Options of the family (docs/environments.md lists them). A RLlib `EnvContext`
+            shifts `seed` by its worker and vector index, so that runners differ.
+
+    Raises:
+        ValueError: Unknown name or option, or an env for several agents.
+        ImportError: The extra that brings the simulator is not installed.
+    """
+    config = _shift_seed(env_config or {})
+    family = _family(env)
+    bounds = bool(config.get("check_spaces", True))
+    if family is not None:
+        built = _FAMILIES[family].make(env, config)
+    elif isinstance(env, str):
+        built = gymnasium_ids.make(env, config)
+    else:
+        built = env(env_config or {})
+    name = _name_of(env)
+    _refuse_several_agents(built, name)
+    return wrappers.CheckedEnv(built, name, bounds)
+
+
+def _name_of(env: EnvSource) -> str:
+    return env if isinstance(env, str) else str(getattr(env, "__name__", type(env).__name__))
+
+
+def _shift_seed(env_config: Mapping[str, Any]) -> dict[str, Any]:
+    config = dict(env_config)
+    worker = getattr(env_config, "worker_index", 0) or 0
+    vector = getattr(env_config, "vector_index", 0) or 0
+    if config.get("seed") is not None:
+        config["seed"] += 1000 * worker + vector
+    return config
+
+
+def _refuse_several_agents(env: Any, name: str) -> None:
+    module = sys.modules.get("ray.rllib.env.multi_agent_env")
+    is_multi_agent = module is not None and isinstance(env, module.MultiAgentEnv)
+    if is_multi_agent or hasattr(env, "possible_agents"):
+        raise ValueError(
+            f"Env {name!r} has several agents, which Dreamer does not support: give it an env for "
+            "one agent, for example one that merges the agents into Dict spaces."
+        )
+    if not isinstance(env, gym.Env):
+        raise ValueError(
+            f"Env {name!r} is a {type(env).__name__}, not a gymnasium.Env: wrap it in a "
+            "gymnasium.Env with reset() -> (obs, info) and a step() of five results."
+        )
+
+
+@dataclass(frozen=True)
+class EnvCreator:
+    """What Ray Tune stores for a name: builds the env wherever an env runner lives.
+
+    Attributes:
+        env: A name, or a class or function that takes the `env_config`.
+        mujoco_gl: The driver's `MUJOCO_GL`, used on machines that set none.
+    """
+
+    env: EnvSource
+    mujoco_gl: str | None = field(default_factory=rendering.requested_backend)
+
+    def __call__(self, env_context: Mapping[str, Any] | None = None) -> gym.Env:
+        """Builds the env from RLlib's `EnvContext`."""
+        if self.mujoco_gl:
+            rendering.setup_rendering(self.mujoco_gl, required=False)
+        return make_env(self.env, env_context)
+
+
+def register_env(env: EnvSource, name: str | None = None) -> str:
+    """Registers one env with Ray Tune, with its output checked; returns its name.
+
+    For names of this package `register_envs()` does it. This is for Gymnasium ids and for a class
+    or creator of your own that should get the same checks.
+    """
+    from ray import tune
+
+    name = name or _name_of(env)
+    tune.register_env(name, EnvCreator(env))
+    return name
+
+
+def _registered(name: str) -> bool:
+    from ray.tune.registry import ENV_CREATOR, _global_registry
+
+    return bool(_global_registry.contains(ENV_CREATOR, name))
+
+
+def register_envs() -> None:
+    """Registers every name of `env_names()` with Ray Tune.
+
+    May be called any number of times: it does nothing while the names are known, and registers them
+    again after `ray.shutdown()`, which empties Ray's registry.
+    """
+    names = env_names()
+    if _registered(names[-1]):
+        return
+    for name in names:
+        register_env(name)

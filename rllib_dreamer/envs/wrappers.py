@@ -1,0 +1,273 @@
+"""What the envs of this package share: options, action repeat, pictures, checks of their output."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import importlib
+from collections.abc import Iterable, Mapping
+from types import ModuleType
+from typing import Any, SupportsFloat, TypeVar
+
+import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
+from numpy.typing import NDArray
+
+from rllib_dreamer.spaces import flatten, leaf_spaces
+
+Options = TypeVar("Options")
+StepResult = tuple[Any, float, bool, bool, dict[str, Any]]
+
+FULL_CHECKS = 3
+"""Observations of each episode compared with the bounds of their space (all with its shapes)."""
+
+
+class EnvOutputError(ValueError):
+    """An env returned something that is NaN, infinite or outside its declared space."""
+
+
+def nearest(name: str, known: Iterable[str], count: int = 5) -> str:
+    """Returns "did you mean ..." with the known names closest to `name`, or the first few."""
+    known = sorted(known)
+    by_lower_case = {entry.lower(): entry for entry in known}
+    close = difflib.get_close_matches(name.lower(), by_lower_case, n=count, cutoff=0.5)
+    if close:
+        return "did you mean " + ", ".join(repr(by_lower_case[entry]) for entry in close) + "?"
+    return "known are " + ", ".join(map(repr, known[:count])) + (", ..." if known[count:] else "")
+
+
+def import_extra(module: str, extra: str) -> ModuleType:
+    """Imports an optional dependency.
+
+    Args:
+        module: Dotted name of the module.
+        extra: The extra of this package that brings it.
+
+    Raises:
+        ImportError: It, or something it needs, is not installed; says the command that installs it.
+    """
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        raise ImportError(
+            f'{error.name or module} is not installed; run: pip install "rllib-dreamer[{extra}]"'
+        ) from error
+
+
+def parse_options(cls: type[Options], env_config: Mapping[str, Any] | None, env_id: str) -> Options:
+    """Builds the options dataclass of a family from an `env_config`.
+
+    Raises:
+        ValueError: `env_config` has a key that the family does not know.
+    """
+    given = dict(env_config or {})
+    known = [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
+    for key in given:
+        if key not in known:
+            raise ValueError(
+                f"env_config of {env_id!r} has an unknown key {key!r}: {nearest(key, known)} "
+                f"All keys: {', '.join(known)}."
+            )
+    return cls(**given)
+
+
+def require(condition: bool, field: str, given: object, allowed: str) -> None:
+    """Raises a ValueError that names the `env_config` field unless `condition` holds."""
+    if not condition:
+        raise ValueError(f"env_config[{field!r}] must be {allowed}; got {given!r}. Change it.")
+
+
+def require_choice(field: str, given: object, allowed: tuple[str, ...]) -> None:
+    """Raises a ValueError unless `given` is one of `allowed`."""
+    require(given in allowed, field, given, "one of " + ", ".join(map(repr, allowed)))
+
+
+def require_count(field: str, given: object, minimum: int = 1) -> None:
+    """Raises a ValueError unless `given` is an int of at least `minimum`."""
+    is_int = isinstance(given, int | np.integer) and not isinstance(given, bool)
+    require(is_int and given >= minimum, field, given, f"an int >= {minimum}")  # type: ignore[operator]
+
+
+def parse_size(size: int | tuple[int, int]) -> tuple[int, int]:
+    """Returns (height, width) in pixels from one number or a pair.
+
+    Raises:
+        ValueError: It is neither, or a side is below 1.
+    """
+    sides = (size, size) if isinstance(size, int) else tuple(size)
+    valid = len(sides) == 2 and all(isinstance(side, int) and side >= 1 for side in sides)
+    require(valid, "size", size, "an int or (height, width) in pixels, each >= 1")
+    return sides[0], sides[1]
+
+
+def image_space(size: tuple[int, int], channels: int = 3) -> spaces.Box:
+    """Returns the space of a uint8 picture of `size` (height, width)."""
+    return spaces.Box(0, 255, (*size, channels), np.uint8)
+
+
+class ActionRepeat(gym.Wrapper, gym.utils.RecordConstructorArgs):
+    """Repeats each action, sums the rewards and stops at the end of the episode.
+
+    Args:
+        env: The env; a time limit inside it goes on counting its own steps.
+        repeat: Env steps per agent step, >= 1.
+    """
+
+    def __init__(self, env: gym.Env, repeat: int) -> None:
+        """See the class."""
+        require_count("action_repeat", repeat)
+        gym.utils.RecordConstructorArgs.__init__(self, repeat=repeat)
+        gym.Wrapper.__init__(self, env)
+        self.repeat = repeat
+
+    def step(self, action: Any) -> StepResult:
+        """Steps up to `repeat` times; returns the last observation and the sum of rewards."""
+        total = 0.0
+        for _ in range(self.repeat):
+            observation, reward, terminated, truncated, info = self.env.step(action)
+            total += float(reward)
+            if terminated or truncated:
+                break
+        return observation, total, terminated, truncated, info
+
+
+def resize_picture(picture: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
+    """Resizes an (h, w) or (h, w, C) uint8 picture, C = 1 or 3, with Pillow's bilinear filter.
+
+    The filter widens with the scale, so it averages when it shrinks (source: the official code
+    resizes Atari frames with Pillow's BILINEAR).
+
+    Args:
+        picture: uint8 (h, w) or (h, w, C).
+        size: (height, width) of the result.
+    """
+    if picture.shape[:2] == size:
+        return picture
+    image = import_extra("PIL.Image", "atari")
+    single_channel = picture.ndim == 3 and picture.shape[-1] == 1
+    source = picture[..., 0] if single_channel else picture
+    resized = image.fromarray(source).resize((size[1], size[0]), image.Resampling.BILINEAR)
+    result = np.asarray(resized)
+    return result[..., None] if single_channel else result
+
+
+class ResizePicture(gym.ObservationWrapper, gym.utils.RecordConstructorArgs):
+    """Resizes the pictures of an env whose observation is a single uint8 picture.
+
+    Args:
+        env: The env; its observation space is a uint8 Box of shape (h, w) or (h, w, C).
+        size: (height, width) in pixels.
+    """
+
+    def __init__(self, env: gym.Env, size: tuple[int, int]) -> None:
+        """See the class."""
+        gym.utils.RecordConstructorArgs.__init__(self, size=size)
+        gym.ObservationWrapper.__init__(self, env)
+        space = env.observation_space
+        if not isinstance(space, spaces.Box) or space.dtype != np.uint8 or len(space.shape) < 2:
+            raise ValueError(
+                f"env_config['size'] needs an env that observes one uint8 picture, got {space}"
+                ". Remove 'size', or set observation='pixels'."
+            )
+        self.size = size
+        self.observation_space = spaces.Box(0, 255, (*size, *space.shape[2:]), np.uint8)
+
+    def observation(self, observation: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Returns the resized picture."""
+        return resize_picture(observation, self.size)
+
+
+class CheckedEnv(gym.Wrapper, gym.utils.RecordConstructorArgs):
+    """Stops an env that raises or sends NaN or values outside its space, and says where it did.
+
+    Shapes and finiteness are checked at each step, bounds and dtypes in the first steps of each
+    episode, where mistakes in a space show. An env with wrong output never reaches the replay:
+    the error surfaces in the env runner, which discards the episode.
+
+    Args:
+        env: The env.
+        env_id: Its name, for error messages.
+        bounds: If False, values outside the bounds of their space are let through.
+    """
+
+    def __init__(self, env: gym.Env, env_id: str, bounds: bool = True) -> None:
+        """See the class."""
+        gym.utils.RecordConstructorArgs.__init__(self, env_id=env_id, bounds=bounds)
+        gym.Wrapper.__init__(self, env)
+        self.env_id = env_id
+        self.bounds = bounds
+        self._leaves = leaf_spaces(env.observation_space)
+        self._step = 0
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+        """Resets the env and checks its first observation."""
+        self._step = 0
+        try:
+            observation, info = self.env.reset(seed=seed, options=options)
+        except Exception as error:
+            raise self._named(error, "reset()") from error
+        self._check(observation)
+        return observation, info
+
+    def step(self, action: Any) -> StepResult:
+        """Steps the env and checks its observation and reward."""
+        self._step += 1
+        try:
+            observation, reward, terminated, truncated, info = self.env.step(action)
+        except Exception as error:
+            raise self._named(error, "step()") from error
+        self._check_reward(reward)
+        self._check(observation)
+        return observation, float(reward), bool(terminated), bool(truncated), info
+
+    def _named(self, error: Exception, call: str) -> Exception:
+        message = (
+            f"Env {self.env_id!r} raised in {call} at agent step {self._step} of its episode: "
+            f"{type(error).__name__}: {error}"
+        )
+        return RuntimeError(message)
+
+    def _fail(self, key: str, what: str) -> None:
+        raise EnvOutputError(
+            f"Env {self.env_id!r}, agent step {self._step} of its episode, key {key!r}: {what}"
+        )
+
+    def _check_reward(self, reward: SupportsFloat) -> None:
+        if not np.isfinite(reward):  # type: ignore[call-overload]
+            self._fail("reward", f"the reward is {reward}; it must be a finite number.")
+
+    def _check(self, observation: Any) -> None:
+        try:
+            values = flatten(observation, self.env.observation_space)
+        except (KeyError, IndexError, TypeError) as error:
+            self._fail(
+                "observation",
+                f"its nesting is not that of the space {self.env.observation_space} ({error!r}).",
+            )
+        full = self.bounds and self._step < FULL_CHECKS
+        for key, space in self._leaves.items():
+            if isinstance(space, spaces.Box):
+                self._check_box(key, np.asarray(values[key]), space, full)
+            elif full and not space.contains(values[key]):
+                self._fail(key, f"{values[key]!r} is not in its space {space}.")
+
+    def _check_box(self, key: str, value: NDArray[Any], space: spaces.Box, full: bool) -> None:
+        if value.shape != space.shape:
+            self._fail(key, f"shape {value.shape}, but its space says {space.shape}.")
+        is_float = value.dtype.kind == "f"
+        if is_float and not np.isfinite(value).all():
+            self._fail(
+                key, f"{int((~np.isfinite(value)).sum())} of {value.size} numbers are NaN or inf."
+            )
+        if not full:
+            return
+        if space.dtype is not None and not np.can_cast(value.dtype, space.dtype, "same_kind"):
+            self._fail(key, f"dtype {value.dtype} cannot be stored as {space.dtype} of its space.")
+        slack = 1e-5 * (1 + np.abs(value)) if is_float else 0
+        if (value < space.low - slack).any() or (value > space.high + slack).any():
+            self._fail(
+                key,
+                f"values from {value.min()} to {value.max()} leave its space {space}. Correct the "
+                "space, or set env_config['check_spaces']=False to accept them.",
+            )

@@ -1,0 +1,331 @@
+"""Learning curves of Tune runs, beside the curves published with the official code.
+
+A *trial* is one training run (one seed) as Tune leaves it on disk: a folder with `result.json` or
+`progress.csv`. A *curve* is a set of trials that differ in the seed only.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+import logging
+import math
+import os
+from collections.abc import Iterator, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rllib_dreamer.evaluation.statistics import mean, stratified_bootstrap
+
+REFERENCES = ("atari100k", "dmc_proprio", "dmc_vision")
+"""Names of the published sets of curves, one CSV file each in `data/`."""
+
+RETURN_KEY = "env_runners/episode_return_mean"
+ENV_STEPS_KEY = "dreamer/env_steps"
+AGENT_STEPS_KEY = "num_env_steps_sampled_lifetime"
+SECONDS_KEY = "time_total_s"
+
+_log = logging.getLogger(__name__)
+Floats = NDArray[np.float64]
+
+
+@dataclasses.dataclass(frozen=True)
+class Trial:
+    """Results of one training run; the arrays are (P,), in the order of training.
+
+    Attributes:
+        name: name of the trial's folder.
+        env: name of the environment, "" if unknown.
+        env_steps: agent steps times action repeat; strictly increasing.
+        hours: time in training since its start, resumed parts included.
+        episode_return: mean return of the latest episodes, as RLlib reports it.
+    """
+
+    name: str
+    env: str
+    env_steps: Floats
+    hours: Floats
+    episode_return: Floats
+
+
+@dataclasses.dataclass(frozen=True)
+class Curve:
+    """Trials drawn as one line."""
+
+    label: str
+    env: str
+    trials: Sequence[Trial]
+
+
+class Band(NamedTuple):
+    """A mean over seeds with its 95 % bootstrap interval; all arrays (P,)."""
+
+    x: Floats
+    mean: Floats
+    low: Floats
+    high: Floats
+
+
+class Reference(NamedTuple):
+    """A published curve: env steps (P,) and the returns (seeds, P), NaN where none was scored."""
+
+    task: str
+    env_steps: Floats
+    episode_return: Floats
+
+
+def find_trials(path: Path) -> list[Path]:
+    """Finds the folders of trials at or below a path.
+
+    Args:
+        path: a trial's folder, its `result.json` or `progress.csv`, an experiment's folder, or a
+            folder of experiments.
+
+    Returns:
+        The folders, sorted.
+
+    Raises:
+        ValueError: if the path does not exist or holds no results.
+    """
+    if not path.exists():
+        raise ValueError(f"run: got {str(path)!r}, which does not exist; give a Tune folder.")
+    if path.is_file():
+        path = path.parent
+    found = []
+    for folder, children, files in os.walk(path):
+        children[:] = [child for child in children if not child.startswith("checkpoint_")]
+        if {"result.json", "progress.csv"} & set(files):
+            found.append(Path(folder))
+    if not found:
+        raise ValueError(
+            f"run: got {str(path)!r}, which holds no result.json or progress.csv; give the folder "
+            "of a Tune experiment or trial that has reported at least once."
+        )
+    return sorted(found)
+
+
+def read_trial(folder: Path) -> Trial:
+    """Reads the results of a trial.
+
+    `result.json` is preferred: `progress.csv` has no column for what the first result lacked, such
+    as the return before the first episode ends. Where a run went on from a checkpoint, results
+    that lie past that checkpoint are those of the later attempt. Results without a return are
+    left out.
+
+    Args:
+        folder: a folder with `result.json` or `progress.csv`.
+
+    Returns:
+        The trial; its arrays are empty if no episode has ended yet.
+    """
+    source = folder / "result.json"
+    if source.is_file() and source.stat().st_size:
+        records = _json_records(source)
+    else:
+        records = _csv_records(folder / "progress.csv")
+    env, env_config = _environment(folder)
+    repeat: int | None = None
+    rows: list[tuple[float, float, float]] = []
+    for record in records:
+        steps = _number(_lookup(record, ENV_STEPS_KEY))
+        if math.isnan(steps):
+            repeat = repeat or _action_repeat(env, env_config)
+            steps = _number(_lookup(record, AGENT_STEPS_KEY)) * repeat
+        hours = _number(_lookup(record, SECONDS_KEY)) / 3600.0
+        row = (steps, hours, _number(_lookup(record, RETURN_KEY)))
+        while rows and rows[-1][0] >= steps:  # an earlier attempt, or a result without new steps
+            rows.pop()
+        if all(map(math.isfinite, row)):
+            rows.append(row)
+    table = np.asarray(rows, np.float64).reshape(-1, 3).T  # (P, 3) -> (3, P)
+    return Trial(folder.name, env, *table)
+
+
+def read_curves(runs: Sequence[str]) -> list[Curve]:
+    """Reads runs and groups their trials by label and environment.
+
+    Args:
+        runs: each "path" or "label=path"; the label of a bare path is the name of its folder.
+            Trials with the same label and environment are taken as seeds of one curve.
+
+    Returns:
+        The curves, in the order given. Trials without a finished episode are left out.
+
+    Raises:
+        ValueError: if a path holds no results, or no trial has finished an episode.
+    """
+    groups: dict[tuple[str, str], dict[Path, Trial]] = {}
+    for run in runs:
+        label, path = _split_label(run)
+        for folder in find_trials(path):
+            trial = read_trial(folder)
+            if trial.env_steps.size:
+                groups.setdefault((label, trial.env), {})[folder.resolve()] = trial
+            else:
+                _log.warning("%s has no finished episode yet: left out.", folder)
+    if not groups:
+        raise ValueError(
+            f"run: got {list(runs)}, in which no episode has ended yet; wait for the first return."
+        )
+    return [Curve(label, env, list(trials.values())) for (label, env), trials in groups.items()]
+
+
+def load_reference(name: str) -> dict[str, Reference]:
+    """Loads the published curves of one benchmark.
+
+    Args:
+        name: one of `REFERENCES`.
+
+    Returns:
+        Task -> curve; `data/SOURCE.md` says where they come from.
+
+    Raises:
+        ValueError: if the name is unknown.
+    """
+    if name not in REFERENCES:
+        raise ValueError(f"reference: got {name!r}; must be one of {', '.join(REFERENCES)}.")
+    source = resources.files("rllib_dreamer.evaluation") / "data" / f"{name}.csv"
+    tasks: dict[str, dict[tuple[int, int], float]] = {}
+    for row in csv.DictReader(source.read_text(encoding="utf-8").splitlines()):
+        cells = tasks.setdefault(row["task"], {})
+        cells[int(row["seed"]), int(row["env_steps"])] = float(row["episode_return"])
+    return {task: _reference(task, cells) for task, cells in tasks.items()}
+
+
+def reference_task(env: str) -> str:
+    """Names the task of an environment as the published curves do.
+
+    Args:
+        env: e.g. "dmc/walker-walk", "DMC/ball_in_cup/catch", "atari100k/ms_pacman" or
+            "ALE/MsPacman-v5".
+
+    Returns:
+        E.g. "dmc_walker_walk" or "atari_ms_pacman"; other names come back in lower case.
+    """
+    family, _, task = env.partition("/")
+    if family == "ALE":
+        game = task.split("-v")[0]
+        task = "".join(f"_{c.lower()}" if c.isupper() else c for c in game).lstrip("_")
+    prefix = {"ale": "atari", "atari100k": "atari"}.get(family.lower(), family.lower())
+    return f"{prefix}_{task.lower()}".replace("/", "_").replace("-", "_").rstrip("_")
+
+
+def average(trials: Sequence[Trial], axis: str = "env_steps", points: int = 200) -> Band:
+    """Averages trials on a common grid, linearly interpolated.
+
+    The grid covers what every trial covers, so that the mean is over the same seeds everywhere.
+
+    Args:
+        trials: at least one trial, each with at least one result.
+        axis: "env_steps" or "hours".
+        points: number of grid points.
+
+    Returns:
+        The mean with the 95 % bootstrap interval over the trials (no width for a single one);
+        empty if the trials have no stretch in common.
+    """
+    xs = [getattr(trial, axis) for trial in trials]
+    low, high = max(x[0] for x in xs), min(x[-1] for x in xs)
+    if low > high:
+        return Band(*np.empty((4, 0)))
+    grid = np.linspace(low, high, points)
+    returns = [
+        np.interp(grid, x, trial.episode_return) for x, trial in zip(xs, trials, strict=True)
+    ]
+    return band(grid, np.stack(returns))
+
+
+def band(x: Floats, returns: Floats) -> Band:
+    """Averages returns over seeds.
+
+    Args:
+        x: (P,) positions.
+        returns: (seeds, P) returns; NaN values do not count.
+
+    Returns:
+        The mean over the seeds with its 95 % bootstrap interval, at positions with any value.
+    """
+    columns = zip(x, returns.T, strict=True)
+    filled = [(position, c[~np.isnan(c)]) for position, c in columns if not np.isnan(c).all()]
+    intervals = [stratified_bootstrap([c], mean, resamples=1000) for _, c in filled]
+    return Band(
+        np.array([position for position, _ in filled]),
+        np.array([column.mean() for _, column in filled]),
+        np.array([interval.low for interval in intervals]),
+        np.array([interval.high for interval in intervals]),
+    )
+
+
+def _json_records(path: Path) -> Iterator[dict[str, Any]]:
+    """Yields the results of a `result.json`; a line cut short by a kill is passed over."""
+    with path.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, 1):
+            try:
+                record = json.loads(line)
+            except json.JSONDecodeError:
+                _log.warning("%s, line %d: cut short, left out.", path, number)
+                continue
+            yield record
+
+
+def _csv_records(path: Path) -> Iterator[dict[str, Any]]:
+    with path.open(encoding="utf-8", newline="") as lines:
+        yield from csv.DictReader(lines)
+
+
+def _lookup(record: dict[str, Any], key: str) -> Any:
+    """Looks up "a/b" in a flat row or in nested dicts; None if there is no such entry."""
+    if key in record:
+        return record[key]
+    value: Any = record
+    for part in key.split("/"):
+        value = value.get(part) if isinstance(value, dict) else None
+    return value
+
+
+def _number(value: Any) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return math.nan
+
+
+def _environment(folder: Path) -> tuple[str, dict[str, Any]]:
+    """Reads a trial's environment and its config from the `params.json` beside the results."""
+    path = folder / "params.json"
+    if not path.is_file():
+        return "", {}
+    try:
+        params = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError:
+        _log.warning("%s is cut short: the environment of this trial is unknown.", path)
+        return "", {}
+    env, env_config = params.get("env"), params.get("env_config")
+    return str(env or ""), env_config if isinstance(env_config, dict) else {}
+
+
+def _action_repeat(env: str, env_config: dict[str, Any]) -> int:
+    from rllib_dreamer.envs import action_repeat  # only for runs of other algorithms
+
+    return action_repeat(env, env_config)
+
+
+def _split_label(run: str) -> tuple[str, Path]:
+    label, equals, path = run.partition("=")
+    if equals and label and not Path(run).expanduser().exists():
+        return label, Path(path).expanduser()
+    whole = Path(run).expanduser()
+    folder = whole.parent if whole.is_file() else whole
+    return folder.resolve().name, whole
+
+
+def _reference(task: str, cells: dict[tuple[int, int], float]) -> Reference:
+    seeds = sorted({seed for seed, _ in cells})
+    steps = sorted({step for _, step in cells})
+    table = [[cells.get((seed, step), math.nan) for step in steps] for seed in seeds]
+    return Reference(task, np.array(steps, np.float64), np.array(table))

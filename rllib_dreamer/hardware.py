@@ -1,0 +1,55 @@
+"""What the machine can do: compute type and threads."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
+
+PRECISIONS = ("auto", "float32", "bfloat16")
+
+
+def resolve_precision(precision: str, device: torch.device | str) -> torch.dtype:
+    """Returns the compute type: bfloat16 where it is faster than float32, if left to us.
+
+    That is on CUDA devices from Ampere on and on CPUs with AMX. A CPU that has only the bfloat16
+    instructions of AVX-512 is slower with them than with float32.
+    """
+    device = torch.device(device)
+    if precision != "auto":
+        return {"float32": torch.float32, "bfloat16": torch.bfloat16}[precision]
+    if device.type == "cuda":
+        fast = torch.cuda.get_device_capability(device)[0] >= 8
+    else:
+        fast = bool(getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)())
+    return torch.bfloat16 if fast else torch.float32
+
+
+def available_cpus() -> int:
+    """CPUs that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def prepare_cpu(config: AlgorithmConfig) -> None:
+    """Sets PyTorch's threads for a learner and flushes denormal numbers to zero.
+
+    Gradients get small enough to be denormal, with which a CPU computes many times slower.
+
+    Ray pins a worker to as many threads as CPUs were asked for, one by default, which would leave a
+    CPU learner on one core. We take `learner_threads`, else the CPUs asked for if more than one,
+    else all of the machine shared among the learners.
+    """
+    threads = getattr(config, "learner_threads", "auto")
+    if threads == "auto":
+        if config.num_learners > 0:
+            asked = config.num_cpus_per_learner
+        else:
+            asked = config.num_cpus_for_main_process
+        several = isinstance(asked, (int, float)) and asked > 1
+        threads = int(asked) if several else available_cpus() // max(1, config.num_learners)
+    torch.set_flush_denormal(True)  # before the threads start, they inherit it
+    torch.set_num_threads(max(1, int(threads)))

@@ -1,0 +1,226 @@
+"""Behavior learning: actor, critic, imagination, returns and their losses."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from rllib_dreamer.model import nets, ops
+from rllib_dreamer.model.codec import module_name
+from rllib_dreamer.model.distributions import BoundedNormal, Categorical, Noise
+from rllib_dreamer.model.rssm import State
+from rllib_dreamer.model.sizes import ActionSpec, LossConfig, ModelConfig
+from rllib_dreamer.model.world_model import TwoHotHead, WorldModel, encode_action
+
+ActionDist = BoundedNormal | Categorical
+
+
+class Actor(nn.Module):
+    """Policy: one MLP, one head (or a pair) for each action leaf."""
+
+    def __init__(self, specs: Mapping[str, ActionSpec], config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.specs = dict(sorted(specs.items()))
+        self.mlp = nets.MLP(config.feat, config.units, config.actor_layers)
+        self.heads = nn.ModuleDict()
+        for key, spec in self.specs.items():
+            outputs = ["logits"] if spec.kind == "discrete" else ["mean", "std"]
+            self.heads[module_name(key)] = nn.ModuleDict(
+                {name: nets.Linear(config.units, spec.width, outscale=0.01) for name in outputs}
+            )
+        self.valid = {k: _valid(spec) for k, spec in self.specs.items() if spec.limits}
+
+    def forward(self, feat: Tensor) -> dict[str, ActionDist]:
+        """(..., F) -> a distribution for each action leaf."""
+        x = self.mlp(feat)
+        dists: dict[str, ActionDist] = {}
+        for key, spec in self.specs.items():
+            head = self.heads[module_name(key)]
+            assert isinstance(head, nn.ModuleDict)
+            if spec.kind == "discrete":
+                logits = head["logits"](x).unflatten(-1, (spec.size, spec.classes))
+                valid = self.valid[key].to(x.device) if spec.limits else None
+                dists[key] = Categorical(logits, self.config.actor_unimix, valid)
+            else:
+                dists[key] = BoundedNormal(
+                    head["mean"](x), head["std"](x), self.config.min_std, self.config.max_std
+                )
+        return dists
+
+
+def _valid(spec: ActionSpec) -> Tensor:
+    """(n, K) True for the classes that each component has."""
+    return torch.arange(spec.classes) < torch.tensor(spec.limits).unsqueeze(-1)
+
+
+class Trajectory(NamedTuple):
+    """Imagined trajectories: feat (N, H + 1, F) and action leaves (N, H + 1, n), no gradients."""
+
+    feat: Tensor
+    actions: dict[str, Tensor]
+
+
+class ReturnNormalizer(nn.Module):
+    """Running range between two percentiles of the returns (official `Normalize('perc')`).
+
+    x <- (1 - rate) * x + rate * percentile, from zero and without debiasing; moved before use.
+    """
+
+    def __init__(self, loss: LossConfig) -> None:
+        super().__init__()
+        self.rate, self.limit = loss.return_rate, loss.return_limit
+        self.percentiles = loss.return_percentiles
+        self.register_buffer("low", torch.zeros(()))
+        self.register_buffer("high", torch.zeros(()))
+        self.low: Tensor
+        self.high: Tensor
+
+    @torch.no_grad()
+    def update(self, returns: Tensor) -> Tensor:
+        """Moves the range by these returns (any shape) and gives the scale max(limit, high - low)."""
+        low, high = ops.percentiles(returns, *self.percentiles)
+        finite = torch.isfinite(low) & torch.isfinite(high)  # a diverged update must not stay
+        self.low.copy_(torch.where(finite, torch.lerp(self.low, low, self.rate), self.low))
+        self.high.copy_(torch.where(finite, torch.lerp(self.high, high, self.rate), self.high))
+        return self.scale()
+
+    def scale(self) -> Tensor:
+        """max(limit, high - low)."""
+        return (self.high - self.low).clamp(min=self.limit)
+
+
+class BehaviorOutput(NamedTuple):
+    """losses: actor (N, H), critic (N, H), repval (B, T - 1). metrics: scalars."""
+
+    losses: dict[str, Tensor]
+    metrics: dict[str, Tensor]
+
+
+class Behavior(nn.Module):
+    """Actor, critic and slow critic, learned in imagination and, the critic, on replay too.
+
+    `gather` collects returns from every learner before their percentiles are taken; whoever runs
+    several learners sets it.
+    """
+
+    def __init__(
+        self, actions: Mapping[str, ActionSpec], config: ModelConfig, loss: LossConfig
+    ) -> None:
+        super().__init__()
+        self.loss = loss
+        self.actor = Actor(actions, config)
+        self.critic = TwoHotHead(config.feat, config.critic_layers, config)
+        self.slow_critic = copy.deepcopy(self.critic).requires_grad_(False)
+        self.normalizer = ReturnNormalizer(loss)
+        self.gather: ops.Gather = lambda returns: returns
+
+    @torch.no_grad()
+    def imagine(self, world: WorldModel, start: State, noise: Noise) -> Trajectory:
+        """Rolls the policy out under the prior for H steps from starts (N, D), (N, S, K)."""
+        horizon, (n, stoch) = self.loss.horizon, start.stoch.shape[:2]
+        uniform = noise.uniform((horizon, n, stoch), start.deter.device)
+        state, feats, actions = start, [], []
+        for i in range(horizon + 1):
+            feats.append(world.feat(state))
+            action = {key: dist.sample(noise) for key, dist in self.actor(feats[-1]).items()}
+            actions.append(action)
+            if i < horizon:
+                encoded = encode_action(action, self.actor.specs)
+                state = world.rssm.imagine_step(state, encoded, None if uniform is None else uniform[i])
+        return Trajectory(
+            torch.stack(feats, 1), {key: torch.stack([a[key] for a in actions], 1) for key in actions[0]}
+        )
+
+    def forward(
+        self, world: WorldModel, start: State, feat: Tensor, batch: Mapping[str, Tensor], noise: Noise
+    ) -> BehaviorOutput:
+        """Computes the losses of actor and critic.
+
+        Args:
+            world: The world model, used without gradients.
+            start: Replayed posterior states (N, D), (N, S, K).
+            feat: Replayed features (B, T, F), with gradients into the world model.
+            batch: The replay batch.
+            noise: Source of randomness.
+        """
+        trajectory = self.imagine(world, State(*(x.detach() for x in start)), noise)
+        with torch.no_grad():
+            reward = world.reward(trajectory.feat).mode()  # (N, H + 1)
+            cont = world.cont(trajectory.feat).prob()  # (N, H + 1)
+            slow_value = self.slow_critic(trajectory.feat).mode()  # (N, H + 1)
+        value_dist = self.critic(trajectory.feat)
+        value = value_dist.mode().detach()  # (N, H + 1)
+        returns = ops.lambda_return(reward, cont, value, self.loss.lam)  # (N, H)
+        scale = self.normalizer.update(self.gather(returns))
+        weight = cont.cumprod(1)[:, :-1]  # (N, H)
+        advantage = (returns - value[:, :-1]) / scale
+        actor_loss, metrics = self._actor_loss(trajectory, advantage, weight)
+        critic_loss = value_dist.loss(pad_last(returns)) + (
+            self.loss.slow_regularization * value_dist.loss(slow_value)
+        )
+        losses = {"actor": actor_loss, "critic": weight * critic_loss[:, :-1]}
+        losses["repval"] = self._replay_value_loss(feat, batch, returns[:, 0])
+        metrics |= {
+            "return_mean": returns.mean(),
+            "return_scale": scale,
+            "return_low": self.normalizer.low,
+            "return_high": self.normalizer.high,
+            "return_rate": (returns.abs() >= 1.0).float().mean(),
+            "value_mean": value.mean(),
+            "value_error": (returns - value[:, :-1]).abs().mean(),
+            "slow_value_mean": slow_value.mean(),
+            "imagined_reward_mean": reward[:, 1:].mean(),
+            "imagined_cont_mean": cont[:, 1:].mean(),
+            "weight_mean": weight.mean(),
+            "advantage_mean": advantage.mean(),
+            "advantage_std": advantage.std(),
+            "advantage_magnitude": advantage.abs().mean(),
+        }
+        return BehaviorOutput(losses, {key: x.detach() for key, x in metrics.items()})
+
+    def _actor_loss(
+        self, trajectory: Trajectory, advantage: Tensor, weight: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """REINFORCE with an entropy bonus (paper eq. 6), (N, H), for every kind of action."""
+        dists = self.actor(trajectory.feat[:, :-1])
+        log_probs = [dist.log_prob(trajectory.actions[key][:, :-1]) for key, dist in dists.items()]
+        entropies = [dist.entropy() for dist in dists.values()]
+        log_prob, entropy = sum(log_probs), sum(entropies)
+        loss = -weight * (log_prob * advantage + self.loss.entropy_scale * entropy)
+        ceiling = sum(dist.max_entropy() for dist in dists.values())
+        metrics = {"actor_entropy": entropy.mean(), "actor_randomness": entropy.mean() / ceiling}
+        return loss, metrics
+
+    def _replay_value_loss(self, feat: Tensor, batch: Mapping[str, Tensor], boot: Tensor) -> Tensor:
+        """Critic loss on replayed states (B, T - 1), which also trains encoder and RSSM."""
+        rows = feat.shape[0]
+        last = batch["is_last"][:, 1:]
+        returns = ops.replay_return(
+            batch["reward"][:, 1:].float(),
+            last,
+            batch["is_terminal"][:, 1:],
+            boot.unflatten(0, (rows, -1)),
+            self.loss.discount,
+            self.loss.lam,
+        )  # (B, T - 1)
+        dist = self.critic(feat)
+        with torch.no_grad():
+            slow_value = self.slow_critic(feat).mode()  # (B, T)
+        loss = dist.loss(pad_last(returns)) + self.loss.slow_regularization * dist.loss(slow_value)
+        return (1.0 - last[:, :-1].float()) * loss[:, :-1]
+
+    @torch.no_grad()
+    def update_slow_critic(self) -> None:
+        """slow <- rate * critic + (1 - rate) * slow, after every update."""
+        slow, fast = list(self.slow_critic.parameters()), list(self.critic.parameters())
+        torch._foreach_lerp_(slow, fast, self.loss.slow_rate)
+
+
+def pad_last(x: Tensor) -> Tensor:
+    """Repeats the last column: (n, H) -> (n, H + 1), for targets that the last state does not use."""
+    return torch.cat([x, x[:, -1:]], 1)

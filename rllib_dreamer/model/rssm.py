@@ -1,0 +1,148 @@
+"""Recurrent state-space model: block-diagonal GRU, categorical latents (official `rssm.py`)."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from rllib_dreamer.model import nets, ops
+from rllib_dreamer.model.distributions import Noise
+from rllib_dreamer.model.sizes import ModelConfig
+
+
+class State(NamedTuple):
+    """Recurrent state of one batch axis: deter (n, D) and stoch (n, S, K), a one-hot sample."""
+
+    deter: Tensor
+    stoch: Tensor
+
+
+class Posterior(NamedTuple):
+    """Filtered states of replayed rows.
+
+    deter (B, T, D), stoch (B, T, S, K) with straight-through gradients, index (B, T, S) the
+    sampled classes, logits (B, T, S, K) before the uniform mix.
+    """
+
+    deter: Tensor
+    stoch: Tensor
+    index: Tensor
+    logits: Tensor
+
+
+class RSSM(nn.Module):
+    """The sequence model with its prior and its posterior.
+
+    Args:
+        embed: E, width of the encoder's tokens.
+        action: A, width of the encoded action.
+        config: Architecture.
+    """
+
+    def __init__(self, embed: int, action: int, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        deter, hidden, flat = config.deter, config.hidden, config.stoch * config.classes
+        self.deter_in = nets.Layer(deter, hidden)
+        self.stoch_in = nets.Layer(flat, hidden)
+        self.action_in = nets.Layer(action, hidden)
+        blocks = config.blocks
+        self.cell_in = nets.BlockLinear(deter + 3 * hidden * blocks, deter, blocks)
+        self.cell_norm = nets.RMSNorm(deter)
+        self.gates = nets.BlockLinear(deter, 3 * deter, blocks)
+        self.prior = nets.MLP(deter, hidden, config.prior_layers)
+        self.prior_out = nets.Linear(hidden, flat)
+        self.posterior = nets.MLP(deter + embed, hidden, config.posterior_layers)
+        self.posterior_out = nets.Linear(hidden, flat)
+
+    def initial(self, n: int, device: torch.device | str = "cpu") -> State:
+        """The all-zero state (n, D), (n, S, K)."""
+        c = self.config
+        return State(
+            torch.zeros(n, c.deter, device=device),
+            torch.zeros(n, c.stoch, c.classes, device=device),
+        )
+
+    def embed_action(self, action: Tensor) -> Tensor:
+        """Encoded action (n, A), scaled into [-1, 1] elementwise -> (n, U)."""
+        return self.action_in(action / action.detach().abs().clamp(min=1.0))
+
+    def cell(self, state: State, action: Tensor) -> Tensor:
+        """One step of the block GRU: (deter, stoch) and embedded action (n, U) -> deter (n, D)."""
+        deter = state.deter
+        n, blocks = deter.shape[0], self.config.blocks
+        inputs = [self.deter_in(deter), self.stoch_in(state.stoch.flatten(1)), action]
+        x = torch.cat([part.float() for part in inputs], -1)  # (n, 3U)
+        x = x.unsqueeze(1).expand(-1, blocks, -1)  # (n, G, 3U), the same for every block
+        x = torch.cat([deter.reshape(n, blocks, -1), x], -1).flatten(1)  # (n, D + G * 3U)
+        x = ops.norm_silu(self.cell_in(x), self.cell_norm.scale)  # (n, D)
+        gates = self.gates(x).float().reshape(n, blocks, 3, -1)  # (n, G, 3, D / G)
+        reset, cand, update = (g.flatten(1) for g in gates.unbind(2))  # (n, D) each
+        update = torch.sigmoid(update - 1.0)
+        cand = torch.tanh(torch.sigmoid(reset) * cand)
+        return update * cand + (1.0 - update) * deter
+
+    def prior_logits(self, deter: Tensor) -> Tensor:
+        """(..., D) -> (..., S, K), before the uniform mix."""
+        logits = self.prior_out(self.prior(deter)).float()
+        return logits.unflatten(-1, (self.config.stoch, self.config.classes))
+
+    def posterior_logits(self, deter: Tensor, tokens: Tensor) -> Tensor:
+        """(n, D), (n, E) -> (n, S, K), before the uniform mix."""
+        logits = self.posterior_out(self.posterior(torch.cat([deter, tokens], -1))).float()
+        return logits.unflatten(-1, (self.config.stoch, self.config.classes))
+
+    def sample(self, logits: Tensor, uniform: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Draws stoch (n, S, K) with straight-through gradients; also the class indices (n, S)."""
+        probs = ops.unimix_log_probs(logits, self.config.unimix).exp()
+        index = ops.sample_index(probs, uniform)
+        return ops.straight_through(index, probs), index
+
+    def imagine_step(self, state: State, action: Tensor, uniform: Tensor | None) -> State:
+        """One step under the prior, from encoded actions (n, A)."""
+        deter = self.cell(state, self.embed_action(action))
+        stoch, _ = self.sample(self.prior_logits(deter), uniform)
+        return State(deter, stoch)
+
+    def observe_step(
+        self, state: State, action: Tensor, tokens: Tensor, uniform: Tensor | None
+    ) -> tuple[State, Tensor, Tensor]:
+        """One step under the posterior -> state, class indices (n, S), logits (n, S, K).
+
+        Args:
+            state: (deter, stoch), already zero where an episode begins.
+            action: Embedded previous action (n, U).
+            tokens: (n, E).
+            uniform: Noise (n, S), or None for the mode.
+        """
+        deter = self.cell(state, action)
+        logits = self.posterior_logits(deter, tokens)
+        stoch, index = self.sample(logits, uniform)
+        return State(deter, stoch), index, logits
+
+    def observe(
+        self, state: State, action: Tensor, tokens: Tensor, is_first: Tensor, noise: Noise
+    ) -> Posterior:
+        """Filters replayed rows.
+
+        Args:
+            state: The carry from the context step, (B, D), (B, S, K).
+            action: Encoded action *before* each step (B, T, A).
+            tokens: (B, T, E).
+            is_first: (B, T); there the carry and the previous action count as zero.
+            noise: Source of randomness.
+        """
+        rows, steps = is_first.shape
+        keep = 1.0 - is_first.float().unsqueeze(-1)  # (B, T, 1)
+        embedded = self.embed_action(action * keep)  # (B, T, U)
+        uniform = noise.uniform((steps, rows, self.config.stoch), tokens.device)
+        outputs = []
+        for t in range(steps):
+            state = State(state.deter * keep[:, t], state.stoch * keep[:, t, :, None])
+            state, index, logits = self.observe_step(
+                state, embedded[:, t], tokens[:, t], None if uniform is None else uniform[t]
+            )
+            outputs.append((state.deter, state.stoch, index, logits))
+        return Posterior(*(torch.stack(parts, 1) for parts in zip(*outputs, strict=True)))

@@ -1,0 +1,152 @@
+"""Architecture and algorithm constants: one row a model size, everything else by its default."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
+
+
+class Size(NamedTuple):
+    """What a model size sets. deter = 8 * units, hidden = units, classes = depth = units / 16."""
+
+    deter: int
+    hidden: int
+    classes: int
+    depth: int
+    units: int
+
+
+SIZES = {
+    "1M": Size(512, 64, 4, 4, 64),
+    "12M": Size(2048, 256, 16, 16, 256),
+    "25M": Size(3072, 384, 24, 24, 384),
+    "50M": Size(4096, 512, 32, 32, 512),
+    "100M": Size(6144, 768, 48, 48, 768),
+    "200M": Size(8192, 1024, 64, 64, 1024),
+    "400M": Size(12288, 1536, 96, 96, 1536),
+}
+ALIASES = {"XS": "12M", "S": "25M", "M": "50M", "L": "100M", "XL": "200M"}
+
+
+@dataclass(frozen=True)
+class ObsSpec:
+    """One observation leaf.
+
+    Args:
+        kind: "image" (uint8), "vector" (real numbers) or "discrete" (class indices).
+        shape: (h, w, C), (n,) or (n,).
+        classes: Number of classes of a discrete leaf.
+    """
+
+    kind: str
+    shape: tuple[int, ...]
+    classes: int = 0
+
+
+@dataclass(frozen=True)
+class ActionSpec:
+    """One action leaf: n real numbers in [-1, 1], or n class indices.
+
+    Args:
+        kind: "continuous" or "discrete".
+        size: n, the number of components.
+        classes: Number of classes of each component of a discrete leaf.
+        limits: Number of classes of each single component, where they differ; else empty.
+    """
+
+    kind: str
+    size: int
+    classes: int = 0
+    limits: tuple[int, ...] = ()
+
+    @property
+    def width(self) -> int:
+        """Width of the leaf in the encoded action: a one-hot for each discrete component."""
+        return self.size * max(1, self.classes)
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Architecture of the world model, the actor and the critic (official `agent` config)."""
+
+    deter: int
+    hidden: int
+    classes: int
+    depth: int
+    units: int
+    stoch: int = 32
+    blocks: int = 8
+    mults: tuple[int, ...] = (2, 3, 4, 4)
+    kernel: int = 5
+    encoder_layers: int = 3
+    decoder_layers: int = 3
+    prior_layers: int = 2
+    posterior_layers: int = 1
+    reward_layers: int = 1
+    cont_layers: int = 1
+    actor_layers: int = 3
+    critic_layers: int = 3
+    bins: int = 255
+    unimix: float = 0.01
+    actor_unimix: float = 0.01
+    min_std: float = 0.1
+    max_std: float = 1.0
+    symlog_obs: bool = True
+    decoder_blocks: int = 0  # groups of the image decoder's first layer; 0: as `blocks`
+
+    @property
+    def feat(self) -> int:
+        """F, the width of (deter, flattened stoch)."""
+        return self.deter + self.stoch * self.classes
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """Constants of the losses (official `agent` config, paper table 4)."""
+
+    horizon: int = 15
+    discount_horizon: float = 333.0
+    lam: float = 0.95
+    free_nats: float = 1.0
+    entropy_scale: float = 3e-4
+    slow_regularization: float = 1.0
+    slow_rate: float = 0.02
+    return_rate: float = 0.01
+    return_limit: float = 1.0
+    return_percentiles: tuple[float, float] = (5.0, 95.0)
+    scales: dict[str, float] = field(
+        default_factory=lambda: {
+            "rec": 1.0,
+            "reward": 1.0,
+            "cont": 1.0,
+            "dyn": 1.0,
+            "rep": 0.1,
+            "actor": 1.0,
+            "critic": 1.0,
+            "repval": 0.3,
+        }
+    )
+
+    @property
+    def discount(self) -> float:
+        """1 - 1 / discount_horizon, 0.997."""
+        return 1.0 - 1.0 / self.discount_horizon
+
+
+def model_config(size: str, **overrides: Any) -> ModelConfig:
+    """Returns the architecture of a named size.
+
+    Args:
+        size: "1M" ... "400M", or RLlib's XS, S, M, L, XL for 12M ... 200M.
+        **overrides: Fields of `ModelConfig` to change.
+
+    Raises:
+        ValueError: If there is no such size.
+    """
+    name = ALIASES.get(str(size).upper(), str(size).upper())
+    if name not in SIZES:
+        raise ValueError(
+            f"model_size={size!r} is not known: choose one of {', '.join(SIZES)} "
+            f"(or {', '.join(ALIASES)} for {', '.join(ALIASES.values())})."
+        )
+    return replace(ModelConfig(**SIZES[name]._asdict()), **overrides)

@@ -1,0 +1,183 @@
+"""World model: encoder, RSSM, decoder, reward and continue heads, and its losses."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from rllib_dreamer.model import nets, ops
+from rllib_dreamer.model.codec import Decoder, Encoder
+from rllib_dreamer.model.distributions import Binary, Noise, TwoHot
+from rllib_dreamer.model.rssm import RSSM, Posterior, State
+from rllib_dreamer.model.sizes import ActionSpec, LossConfig, ModelConfig
+
+
+class TwoHotHead(nn.Module):
+    """MLP that predicts a real number through two-hot logits; starts at exactly zero."""
+
+    def __init__(self, in_features: int, layers: int, config: ModelConfig) -> None:
+        super().__init__()
+        self.mlp = nets.MLP(in_features, config.units, layers)
+        self.out = nets.Linear(config.units, config.bins, outscale=0.0)
+        self.register_buffer("bins", ops.symexp_bins(config.bins), persistent=False)
+        self.bins: Tensor
+
+    def forward(self, feat: Tensor) -> TwoHot:
+        """(..., F) -> distribution over (...)."""
+        return TwoHot(self.out(self.mlp(feat)), self.bins)
+
+
+class BinaryHead(nn.Module):
+    """MLP that predicts the probability of going on."""
+
+    def __init__(self, in_features: int, layers: int, config: ModelConfig) -> None:
+        super().__init__()
+        self.mlp = nets.MLP(in_features, config.units, layers)
+        self.out = nets.Linear(config.units, 1)
+
+    def forward(self, feat: Tensor) -> Binary:
+        """(..., F) -> distribution over (...)."""
+        return Binary(self.out(self.mlp(feat)).squeeze(-1))
+
+
+class WorldModelOutput(NamedTuple):
+    """What one pass over replayed rows gives: latents, features and losses.
+
+    posterior: the filtered states. feat (B, T, F), with gradients into the world model.
+    losses: each (B, T). metrics: scalars.
+    """
+
+    posterior: Posterior
+    feat: Tensor
+    losses: dict[str, Tensor]
+    metrics: dict[str, Tensor]
+
+
+def encode_action(actions: Mapping[str, Tensor], specs: Mapping[str, ActionSpec]) -> Tensor:
+    """Concatenates action leaves in sorted order: one-hot of discrete ones, real ones as they are.
+
+    Args:
+        actions: Leaves (..., n). Discrete ones hold class indices counted from zero; -1 gives zeros.
+        specs: Their specs.
+
+    Returns:
+        (..., A) float32.
+    """
+    parts = []
+    for key in sorted(specs):
+        x = actions[key]
+        if specs[key].kind == "discrete":
+            x = ops.one_hot(x.long(), specs[key].classes).flatten(-2)
+        parts.append(x.float())
+    return ops.concat(parts)
+
+
+def kl_losses(
+    posterior: Tensor, prior: Tensor, unimix: float, free_nats: float
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Dynamics and representation loss (paper eq. 3) and their metrics, from logits (B, T, S, K).
+
+    dyn = max(free, KL[sg(posterior) || prior]), rep = max(free, KL[posterior || sg(prior)]); the
+    free nats apply to each step after summing over the groups.
+    """
+    log_post = ops.unimix_log_probs(posterior, unimix)
+    log_prior = ops.unimix_log_probs(prior, unimix)
+    dyn = ops.categorical_kl(log_post.detach(), log_prior)
+    rep = ops.categorical_kl(log_post, log_prior.detach())
+    losses = {"dyn": dyn.clamp(min=free_nats), "rep": rep.clamp(min=free_nats)}
+    with torch.no_grad():
+        metrics = {
+            "kl": dyn.mean(),
+            "posterior_entropy": -(log_post.exp() * log_post).sum((-2, -1)).mean(),
+            "prior_entropy": -(log_prior.exp() * log_prior).sum((-2, -1)).mean(),
+        }
+    return losses, metrics
+
+
+class WorldModel(nn.Module):
+    """Learns what happens next.
+
+    Args:
+        encoder: Module with an `embed` width that maps observation leaves (n, ...) to tokens (n, E).
+        decoder: Module with `forward(deter, stoch)` and `losses(outputs, obs)`; None learns without
+            reconstruction.
+        actions: Specs of the action leaves.
+        config: Architecture.
+    """
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        decoder: nn.Module | None,
+        actions: Mapping[str, ActionSpec],
+        config: ModelConfig,
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.actions = dict(actions)
+        self.encoder = encoder
+        self.rssm = RSSM(int(encoder.embed), sum(a.width for a in actions.values()), config)
+        self.decoder = decoder
+        self.reward = TwoHotHead(config.feat, config.reward_layers, config)
+        self.cont = BinaryHead(config.feat, config.cont_layers, config)
+
+    @staticmethod
+    def feat(state: State) -> Tensor:
+        """Features (..., F): deter first, then the flattened stoch."""
+        return torch.cat([state.deter, state.stoch.flatten(-2)], -1)
+
+    def encode(self, obs: Mapping[str, Tensor], rows: int) -> Tensor:
+        """Observation leaves (B, T, ...) -> tokens (B, T, E)."""
+        flat = {key: x.flatten(0, 1) for key, x in obs.items()}
+        return self.encoder(flat).unflatten(0, (rows, -1))
+
+    def forward(
+        self, batch: Mapping[str, Tensor], loss: LossConfig, noise: Noise
+    ) -> WorldModelOutput:
+        """Filters a replay batch (see the legend for its layout) and computes every loss."""
+        rows = batch["reward"].shape[0]
+        obs = {k.removeprefix("obs/"): x[:, 1:] for k, x in batch.items() if k.startswith("obs/")}
+        actions = {key: batch[f"action/{key}"][:, :-1] for key in self.actions}
+        context = State(
+            batch["deter"][:, 0].float(),
+            ops.one_hot(batch["stoch"][:, 0].long(), self.config.classes),
+        )
+        posterior = self.rssm.observe(
+            context,
+            encode_action(actions, self.actions),
+            self.encode(obs, rows),
+            batch["is_first"][:, 1:],
+            noise,
+        )
+        feat = self.feat(State(posterior.deter, posterior.stoch))  # (B, T, F)
+        losses, metrics = kl_losses(
+            posterior.logits,
+            self.rssm.prior_logits(posterior.deter),
+            self.config.unimix,
+            loss.free_nats,
+        )
+        losses |= self._reconstruction(posterior, obs)
+        reward = batch["reward"][:, 1:]
+        reward_head = self.reward(feat)
+        losses["reward"] = reward_head.loss(reward)
+        losses["cont"] = self.cont(feat).loss(
+            (1.0 - batch["is_terminal"][:, 1:].float()) * loss.discount
+        )
+        with torch.no_grad():
+            metrics["reward_error"] = (reward_head.mode() - reward).abs().mean()
+            metrics["reward_mean"] = reward.float().mean()
+        return WorldModelOutput(posterior, feat, losses, metrics)
+
+    def _reconstruction(
+        self, posterior: Posterior, obs: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """Loss (B, T) of each decoded leaf."""
+        if self.decoder is None:
+            return {}
+        rows = posterior.deter.shape[0]
+        outputs = self.decoder(posterior.deter.flatten(0, 1), posterior.stoch.flatten(0, 1).flatten(1))
+        losses = self.decoder.losses(outputs, {key: x.flatten(0, 1) for key, x in obs.items()})
+        return {key: x.unflatten(0, (rows, -1)) for key, x in losses.items()}

@@ -1,0 +1,410 @@
+"""Where replayed steps lie: one array per column, in memory or in memory-mapped files.
+
+A step is a row in each column: observations, actions, reward, flags and the latents (`deter` in 16
+bits, `stoch` as one class index per group). The rows are divided into chunks of equal length, and
+the chunks form a ring: chunk number `serial` lies in place `serial % num_chunks`. A step therefore
+has a lasting number, `id = serial * chunk_length + offset`, and its row is `id % num_rows`; whether
+it is still there is one comparison with the oldest id that is.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import gymnasium as gym
+import numpy as np
+import psutil
+import torch
+from filelock import FileLock, Timeout
+from gymnasium import spaces
+
+from rllib_dreamer.spaces import leaf_spaces
+
+GB = 1e9
+_SERIAL_ELEMENTS = 2**14
+LATENTS = ("deter", "stoch")
+_CGROUP_ROOT = Path("/sys/fs/cgroup")
+_CGROUP_FILES = (
+    (".", "memory.max", "memory.current", "inactive_file"),
+    ("memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+)
+
+
+class Column(NamedTuple):
+    """What one column holds for each step."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes a step takes in this column."""
+        return int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
+
+
+def _leaf_dtype(leaf: gym.Space) -> np.dtype[Any]:
+    if not isinstance(leaf, spaces.Box):
+        return np.dtype(np.int32)
+    return np.dtype(np.uint8 if leaf.dtype == np.uint8 else np.float32)
+
+
+def step_layout(
+    observation_space: gym.Space, action_space: gym.Space, *, deter: int, stoch: int
+) -> dict[str, Column]:
+    """Returns the columns of a replayed step, by name.
+
+    Args:
+        observation_space: The env's observation space; its leaves become `"obs/<key>"`.
+        action_space: The env's action space; its leaves become `"action/<key>"`.
+        deter: Width D of the deterministic state.
+        stoch: Number S of categorical groups of the stochastic state.
+
+    Returns:
+        Shape and dtype of each column. uint8 Boxes stay uint8, other Boxes are float32, discrete
+        leaves int32, deter float16 and stoch uint8.
+
+    Raises:
+        ValueError: A leaf of a space has no fixed shape.
+    """
+    layout: dict[str, Column] = {}
+    for kind, space, root in (("obs", observation_space, None), ("action", action_space, "action")):
+        for key, leaf in leaf_spaces(space, root).items():
+            if leaf.shape is None:
+                raise ValueError(
+                    f"{kind} space {key!r} is {leaf}, which has no fixed shape; allowed are Box, "
+                    "Discrete, MultiDiscrete, MultiBinary, and Dict or Tuple of these: wrap the env"
+                )
+            layout[f"{kind}/{key}"] = Column(leaf.shape, _leaf_dtype(leaf))
+    layout["reward"] = Column((), np.dtype(np.float32))
+    for name in ("is_first", "is_last", "is_terminal"):
+        layout[name] = Column((), np.dtype(np.bool_))
+    layout["deter"] = Column((deter,), np.dtype(np.float16))
+    layout["stoch"] = Column((stoch,), np.dtype(np.uint8))
+    return layout
+
+
+def step_nbytes(layout: Mapping[str, Column]) -> int:
+    """Returns the bytes one step takes over all columns."""
+    return sum(column.nbytes for column in layout.values())
+
+
+def to_half(values: np.ndarray) -> np.ndarray:
+    """Returns float32 values in 16 bits.
+
+    PyTorch does this many times faster than NumPy. It is given pieces too small for it to wake its
+    threads, for which a busy machine would make the caller wait much longer than the work takes.
+    """
+    if values.dtype != np.float32:
+        return values.astype(np.float16)
+    values = np.require(values, requirements=["C", "W"])  # PyTorch warns of read-only arrays
+    out = np.empty(values.shape, np.float16)
+    source, target = torch.from_numpy(values.reshape(-1)), torch.from_numpy(out.reshape(-1))
+    for start in range(0, len(source), _SERIAL_ELEMENTS):
+        target[start : start + _SERIAL_ELEMENTS].copy_(source[start : start + _SERIAL_ELEMENTS])
+    return out
+
+
+def _cgroup_available(root: Path) -> list[int]:
+    """Free bytes under each memory limit (cgroup v2 or v1) found at `root`; empty without one."""
+    available = []
+    for folder, limit_name, usage_name, reclaimable_name in _CGROUP_FILES:
+        limit_file, usage_file = root / folder / limit_name, root / folder / usage_name
+        if not (limit_file.is_file() and usage_file.is_file()):
+            continue
+        limit = limit_file.read_text().strip()
+        if limit == "max" or int(limit) >= 2**60:  # v1 writes "no limit" as a huge number
+            continue
+        stat_file = root / folder / "memory.stat"
+        lines = stat_file.read_text().splitlines() if stat_file.is_file() else []
+        stat = dict(line.split()[:2] for line in lines if " " in line)
+        usage = int(usage_file.read_text()) - int(stat.get(reclaimable_name, 0))
+        available.append(max(0, int(limit) - usage))
+    return available
+
+
+def available_memory(cgroup_root: Path = _CGROUP_ROOT) -> int:
+    """Returns the bytes of memory this process may still take: the machine's or its container's."""
+    return min([psutil.virtual_memory().available, *_cgroup_available(cgroup_root)])
+
+
+def check_memory(nbytes: int, capacity: int | None = None, available: int | None = None) -> None:
+    """Refuses a replay that would not fit into memory once it is full.
+
+    Args:
+        nbytes: Bytes of the full replay.
+        capacity: Its capacity in steps; with it the message can name one that fits.
+        available: Bytes to compare with; by default `available_memory()`.
+
+    Raises:
+        ValueError: The replay needs more than there is.
+    """
+    available = available_memory() if available is None else available
+    if nbytes <= available:
+        return
+    given = "" if capacity is None else f" {capacity:,} (steps)"
+    fits = "" if capacity is None else f" to at most {int(0.9 * capacity * available / nbytes):,}"
+    raise ValueError(
+        f"replay_capacity{given} needs {nbytes / GB:.1f} GB of memory when full, but only "
+        f"{available / GB:.1f} GB are available: lower it{fits}, choose a smaller "
+        "model_size or image, or keep the replay on disk by setting replay_directory"
+    )
+
+
+def check_disk(nbytes: int, directory: Path) -> None:
+    """Refuses a replay whose files would not fit on the disk of `directory`.
+
+    Raises:
+        ValueError: The files need more than is free there.
+    """
+    free = shutil.disk_usage(directory).free
+    if nbytes > free:
+        raise ValueError(
+            f"replay_directory {str(directory)!r} needs {nbytes / GB:.1f} GB when the replay is "
+            f"full, but only {free / GB:.1f} GB are free on that disk: lower replay_capacity "
+            "or choose a directory on another disk"
+        )
+
+
+def _reserve_blocks(path: Path) -> None:
+    """Gives a sparse file its disk blocks: writing to a map without them kills the process."""
+    if hasattr(os, "posix_fallocate"):
+        with path.open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+
+
+class StepStorage:
+    """A ring of chunks of steps in memory.
+
+    The arrays are reserved at once but the system maps their pages only when they are first
+    written: the resident size grows with the steps stored, up to `num_rows * step_nbytes`.
+
+    Attributes:
+        columns: One array of shape `(num_rows, *shape)` for each column.
+        num_rows: Rows in each column, `num_chunks * chunk_length`.
+        run: Names what the files of a replay on disk hold; None in memory.
+    """
+
+    def __init__(self, layout: Mapping[str, Column], num_chunks: int, chunk_length: int) -> None:
+        """Reserves the columns of `layout` for `num_chunks * chunk_length` steps."""
+        self.layout = dict(layout)
+        self.num_chunks = num_chunks
+        self.chunk_length = chunk_length
+        self.num_rows = num_chunks * chunk_length
+        self.run: str | None = None
+        self.columns = self._make_columns()
+
+    def _make_columns(self) -> dict[str, np.ndarray]:
+        return {
+            name: np.empty((self.num_rows, *column.shape), column.dtype)
+            for name, column in self.layout.items()
+        }
+
+    def write(self, first: int, steps: Mapping[str, np.ndarray], start: int, count: int) -> None:
+        """Writes `steps[start:start + count]` at id `first`; they must not leave its chunk."""
+        row = first % self.num_rows
+        if first % self.chunk_length == 0:
+            self._claim(first // self.chunk_length)
+        for name, column in self.columns.items():
+            column[row : row + count] = steps[name][start : start + count]
+
+    def _claim(self, serial: int) -> None:
+        """Says that a place of the ring is about to be taken by chunk `serial`."""
+
+    def gather(self, ids: np.ndarray, names: Iterable[str] | None = None) -> dict[str, np.ndarray]:
+        """Returns copies of the steps `ids` (any shape), one array per column named."""
+        rows = ids % self.num_rows
+        names = self.columns if names is None else names
+        return {name: np.take(self.columns[name], rows, axis=0) for name in names}
+
+    def clear(self) -> None:
+        """Forgets all steps, so that chunks may be numbered anew; nothing to do in memory."""
+
+    def flush(self) -> None:
+        """Makes sure that what was written outlives the machine; nothing to do in memory."""
+
+    def close(self) -> None:
+        """Lets the next replay use the same place; nothing to do in memory."""
+
+
+class DiskStorage(StepStorage):
+    """The same ring in memory-mapped files of one directory, which is reserved in full at once.
+
+    `chunks.npy` says which chunk lies in each place and is written before the chunk is. A
+    checkpoint can so name chunks without copying them: after a restart those whose place was taken
+    by a later chunk are known to be gone. The files belong to one replay at a time.
+    """
+
+    def __init__(
+        self,
+        layout: Mapping[str, Column],
+        num_chunks: int,
+        chunk_length: int,
+        directory: str | Path,
+    ) -> None:
+        """Opens the files in `directory`, or creates them.
+
+        Raises:
+            ValueError: Another replay uses the directory, it holds a replay with other columns or
+                another capacity, or the disk is too small.
+        """
+        self.directory = Path(directory)
+        self.directory.mkdir(parents=True, exist_ok=True)
+        self._lock = FileLock(self.directory / "lock")
+        self._maps: list[np.memmap[Any, Any]] = []
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout:
+            raise ValueError(
+                f"replay_directory {str(directory)!r} is in use by another replay: give each "
+                "running trial its own directory, or close the other one first"
+            ) from None
+        try:
+            super().__init__(layout, num_chunks, chunk_length)
+        except BaseException:
+            self._lock.release()
+            raise
+
+    def _describe(self) -> dict[str, Any]:
+        return {
+            "num_chunks": self.num_chunks,
+            "chunk_length": self.chunk_length,
+            "columns": [[k, list(c.shape), c.dtype.str] for k, c in self.layout.items()],
+        }
+
+    def _make_columns(self) -> dict[str, np.ndarray]:
+        self._manifest = self.directory / "replay.json"
+        exists = self._manifest.is_file()
+        if exists:
+            found = json.loads(self._manifest.read_text())
+            self.run = str(found.pop("run"))
+            if found != self._describe():
+                raise ValueError(
+                    f"replay_directory {str(self.directory)!r} holds a replay of "
+                    f"{found['num_chunks'] * found['chunk_length']:,} steps with columns "
+                    f"{[c[0] for c in found['columns']]}, which is not the one configured "
+                    f"({self.num_rows:,} steps with columns {list(self.layout)}): keep replay_capacity, "
+                    "spaces and model_size as they were, or choose an empty directory"
+                )
+        else:
+            check_disk(self.num_rows * step_nbytes(self.layout), self.directory)
+        columns = {
+            name: self._map(f"column_{i:02}.npy", column, self.num_rows, create=not exists)
+            for i, (name, column) in enumerate(self.layout.items())
+        }
+        entry = Column((), np.dtype(np.int64))
+        self._chunks = self._map("chunks.npy", entry, self.num_chunks, create=not exists)
+        self._started = False
+        if not exists:
+            self.clear()
+        return columns
+
+    def _map(self, name: str, column: Column, rows: int, *, create: bool) -> np.ndarray:
+        path = self.directory / name
+        if create:
+            shape = (rows, *column.shape)
+            array = np.lib.format.open_memmap(path, mode="w+", dtype=column.dtype, shape=shape)
+            _reserve_blocks(path)
+        else:
+            array = np.lib.format.open_memmap(path, mode="r+")
+        self._maps.append(array)
+        return np.asarray(array)
+
+    def clear(self) -> None:
+        """Declares that the files hold nothing and belong to a new run."""
+        self._started = True
+        self.run = uuid.uuid4().hex
+        self._chunks[:] = -1
+        partial = self._manifest.with_suffix(".tmp")
+        partial.write_text(json.dumps({**self._describe(), "run": self.run}))
+        partial.replace(self._manifest)
+
+    def adopt(self, run: str, serials: np.ndarray) -> np.ndarray:
+        """Goes on with the files of an earlier run.
+
+        Args:
+            run: Its name, from a checkpoint.
+            serials: (n,) chunks that the checkpoint counts on.
+
+        Returns:
+            (n,) bool, whether each of them is still there.
+
+        Raises:
+            ValueError: The files are those of another run.
+        """
+        if run != self.run:
+            raise ValueError(
+                f"replay_directory {str(self.directory)!r} holds the steps of run {self.run}, the "
+                f"checkpoint needs those of run {run}: set replay_directory to the one that was used "
+                "when the checkpoint was written (a new run in it replaces the old one)"
+            )
+        self._started = True
+        return np.asarray(self._chunks[serials % self.num_chunks] == serials)
+
+    def _claim(self, serial: int) -> None:
+        if not self._started:  # writing without having loaded: the old steps are given up
+            self.clear()
+        self._chunks[serial % self.num_chunks] = serial
+
+    def flush(self) -> None:
+        """Writes changed pages to the disk."""
+        for array in self._maps:
+            array.flush()
+
+    def close(self) -> None:
+        """Gives the directory free for another replay; the arrays stay readable."""
+        self._lock.release()
+
+
+def open_storage(
+    layout: Mapping[str, Column],
+    num_chunks: int,
+    chunk_length: int,
+    directory: str | Path | None,
+) -> StepStorage:
+    """Returns a ring of chunks in `directory`, or in memory without one.
+
+    Raises:
+        ValueError: Memory or disk do not suffice, or see `DiskStorage`.
+    """
+    if directory is not None:
+        return DiskStorage(layout, num_chunks, chunk_length, directory)
+    num_rows = num_chunks * chunk_length
+    check_memory(num_rows * step_nbytes(layout), num_rows)
+    return StepStorage(layout, num_chunks, chunk_length)
+
+
+def write_columns(
+    directory: Path, columns: Mapping[str, np.ndarray], spans: list[tuple[int, int]]
+) -> None:
+    """Writes rows of each column to one .npy file, span by span and without a copy in memory.
+
+    Args:
+        directory: Where `column_00.npy`, `column_01.npy`, ... go, in the order of `columns`.
+        columns: Arrays of shape (rows, ...).
+        spans: (first row, count) of the rows to write, in order.
+    """
+    total = sum(count for _, count in spans)
+    for i, column in enumerate(columns.values()):
+        header = {
+            "descr": np.lib.format.dtype_to_descr(column.dtype),
+            "fortran_order": False,
+            "shape": (total, *column.shape[1:]),
+        }
+        with (directory / f"column_{i:02}.npy").open("wb") as file:
+            np.lib.format.write_array_header_1_0(file, header)
+            for row, count in spans:
+                file.write(column[row : row + count].data)
+
+
+def read_columns(directory: Path, names: Iterable[str]) -> dict[str, np.ndarray]:
+    """Maps the files of `write_columns` without reading them; no pickled objects are accepted."""
+    return {
+        name: np.load(directory / f"column_{i:02}.npy", mmap_mode="r", allow_pickle=False)
+        for i, name in enumerate(names)
+    }

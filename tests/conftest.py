@@ -1,0 +1,106 @@
+"""The `--golden` option, the files that it selects and the summary of their errors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+HERE = Path(__file__).resolve().parent
+DATA = HERE / "data"
+SHARED = HERE.parents[1] / "shared" / "golden"
+
+Errors = dict[str, dict[str, float]]
+ERRORS = pytest.StashKey[Errors]()  # group -> file -> largest relative error
+UNCOMPARED = pytest.StashKey[dict[str, list[str]]]()  # file -> results that nothing was held against
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Adds the option."""
+    parser.addoption(
+        "--golden",
+        metavar="DIR",
+        type=Path,
+        help="folder of golden .npz files (default: ../shared/golden if it exists, else tests/data)",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Prepares the summary; two threads keep tiny models fast and runs repeatable."""
+    config.stash[ERRORS] = {}
+    config.stash[UNCOMPARED] = {}
+    golden_folder(config)  # a wrong option is refused before anything runs
+    torch.set_num_threads(min(2, torch.get_num_threads()))
+
+
+def golden_folder(config: pytest.Config) -> Path:
+    """The folder of golden files.
+
+    Raises:
+        pytest.UsageError: If the folder given holds no .npz file.
+    """
+    given: Path | None = config.getoption("golden")
+    folder = given or (SHARED if SHARED.is_dir() else DATA)
+    if not any(folder.glob("*.npz")):
+        raise pytest.UsageError(f"--golden={folder}: found no .npz file; give a folder of them.")
+    return folder
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Runs a test that asks for `golden_path` once for every whole-loss file."""
+    if "golden_path" in metafunc.fixturenames:
+        paths = sorted(golden_folder(metafunc.config).glob("*.npz"))
+        paths = [path for path in paths if path.stem != "units"]
+        ids = [path.stem for path in paths]
+        metafunc.parametrize("golden_path", paths, ids=ids, scope="session")
+
+
+@pytest.fixture(scope="session")
+def units_path(pytestconfig: pytest.Config) -> Path:
+    """The file of single functions: of the folder, else the copy beside the tests."""
+    path = golden_folder(pytestconfig) / "units.npz"
+    return path if path.exists() else DATA / "units.npz"
+
+
+@pytest.fixture(scope="session")
+def note_error(pytestconfig: pytest.Config) -> Callable[[str, str, float], float]:
+    """A function (group, file, relative error) that keeps the largest one, and returns the error."""
+
+    def note(group: str, file: str, error: float) -> float:
+        files = pytestconfig.stash[ERRORS].setdefault(group, {})
+        files[file] = max(error, files.get(file, 0.0))
+        return error
+
+    return note
+
+
+@pytest.fixture(scope="session")
+def note_uncompared(pytestconfig: pytest.Config) -> Callable[[str, list[str]], None]:
+    """A function (file, keys) for results of a file that our model gives nothing for."""
+
+    def note(file: str, keys: list[str]) -> None:
+        pytestconfig.stash[UNCOMPARED][file] = keys
+
+    return note
+
+
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
+    """Prints the largest relative error of each group and file."""
+    errors = config.stash[ERRORS]
+    if not errors:
+        return
+    files = sorted({file for row in errors.values() for file in row})
+    width = max(len(group) for group in errors)
+    terminalreporter.section("golden: largest relative error")
+    header = [f"{file:>{max(9, len(file))}}" for file in files]
+    terminalreporter.write_line("  ".join([" " * width, *header]))
+    for group, row in errors.items():
+        cells = [f"{row[f]:.1e}" if f in row else "-" for f in files]
+        line = [f"{cell:>{len(head)}}" for cell, head in zip(cells, header, strict=True)]
+        terminalreporter.write_line("  ".join([f"{group:<{width}}", *line]))
+    for file, keys in config.stash[UNCOMPARED].items():
+        terminalreporter.write_line(f"{file}: not compared: {', '.join(keys)}")

@@ -1,0 +1,510 @@
+"""The `rllib` command: usage errors, overrides, progress, and real runs of RLlib's PPO."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+from ray.rllib.algorithms.ppo import PPOConfig
+from ray.tune import CheckpointConfig
+
+from rllib_dreamer.cli.app import resume_without_path, run
+from rllib_dreamer.cli.errors import CommandError, did_you_mean, first_line
+from rllib_dreamer.cli.experiment import experiment_from_file, experiment_from_names, has_search
+from rllib_dreamer.cli.options import TrainOptions
+from rllib_dreamer.cli.overrides import apply_overrides, check_stop, parse_stop, parse_value
+from rllib_dreamer.cli.progress import ABSENT, TrialView, as_line, as_table
+from rllib_dreamer.cli.reporter import SCORE, RunReporter
+from rllib_dreamer.cli.resume import find_experiment, mend_experiment
+from rllib_dreamer.cli.stopping import StopCondition
+from rllib_dreamer.cli.train import checkpoint_config, wandb_loggers
+
+PPO_FILE = """
+import gymnasium
+from ray.rllib.algorithms.ppo import PPOConfig
+from ray.tune import register_env
+
+class OwnEnv(gymnasium.Wrapper):
+    pass
+
+register_env("own-cartpole", lambda config: OwnEnv(gymnasium.make("CartPole-v1")))
+config = (
+    PPOConfig()
+    .environment("own-cartpole")
+    .env_runners(num_env_runners=0)
+    .training(train_batch_size_per_learner=64, num_epochs=1, minibatch_size=64)
+    .reporting(min_time_s_per_iteration=0)
+)
+stop = {"training_iteration": 2}
+"""
+
+
+class Finished(NamedTuple):
+    """A command's exit code and output."""
+
+    code: int
+    out: str
+    err: str
+
+
+class Trained(NamedTuple):
+    """A finished run and its experiment folder."""
+
+    finished: Finished
+    folder: Path
+
+
+STARTED: list[subprocess.Popen[str]] = []
+
+
+@pytest.fixture(autouse=True)
+def no_process_is_left() -> Iterator[None]:
+    """A test that fails half-way must not leave its run behind."""
+    yield
+    for process in STARTED:
+        if process.poll() is None:
+            process.kill()
+            process.wait()
+    STARTED.clear()
+
+
+def start(*words: object) -> subprocess.Popen[str]:
+    code = "from rllib_dreamer.cli import main; main()"
+    root = str(Path(__file__).parents[1])
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])}
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, *map(str, words)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=env,
+        start_new_session=True,
+    )
+    STARTED.append(process)
+    return process
+
+
+def finish(process: subprocess.Popen[str]) -> Finished:
+    out, err = process.communicate(timeout=240)
+    return Finished(process.returncode, out, err)
+
+
+def wait_for(condition: Callable[[], Any], seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "nothing happened"
+        time.sleep(0.1)
+
+
+def iterations(folder: Path) -> list[int]:
+    lines = next(folder.glob("*/result.json")).read_text().splitlines()
+    return [json.loads(line)["training_iteration"] for line in lines]
+
+
+def marks(folder: Path) -> list[int]:
+    files = folder.glob("*/checkpoint_*/.metadata.json")
+    found = [json.loads(file.read_text() or "{}") for file in files]
+    return sorted(item["rllib_dreamer"]["training_iteration"] for item in found if item)
+
+
+@pytest.fixture(scope="module")
+def ppo_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("files") / "own.py"
+    file.write_text(PPO_FILE)
+    return file
+
+
+@pytest.fixture(scope="module")
+def trained(ppo_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    storage = tmp_path_factory.mktemp("results")
+    words = ["train", "file", ppo_file, "--storage-path", storage, "--name", "short"]
+    return Trained(finish(start(*words, "--checkpoint-freq", 1)), storage / "short")
+
+
+def options(**values: Any) -> TrainOptions:
+    return TrainOptions(**values)
+
+
+# ---- usage errors: one line, exit 2 ----
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["train", "file", "{dir}/owm.py"], r"no such file: .*owm.py \(did you mean own.py\?\)"),
+        (["train", "file"], "Missing argument 'FILE.py'"),
+        (["train"], "which environment to train on"),
+        (["train", "file", "{dir}/own.py", "--stpo", "1"], "No such option.*--stpo.*--stop"),
+        (["train", "--run", "PPO", "--env", "CartPole-v7"], "unknown environment.*CartPole-v1"),
+        (["train", "--run", "PPPO", "--env", "CartPole-v1"], "unknown algorithm 'PPPO'.*PPO"),
+        (["train", "file", "{dir}/own.py", "--run", "DQN"], "--run DQN does not fit the file"),
+        (["train", "file", "{dir}/own.py", "--set", "lrr=1"], "no field 'lrr'.*did you mean.*lr"),
+        (["train", "file", "{dir}/own.py", "--stop", "{x"], "--stop is no valid JSON"),
+        (["train", "file", "{dir}/own.py", "--resume", "{dir}/none"], "--resume: .* is no folder"),
+        (["train", "file", "{dir}/own.py", "--wandb-key", "k"], "--wandb-project is missing"),
+        (["train", "file", "{dir}/own.py", "--set", "minibatch_size=999"], "config is refused"),
+        (["train", "--env", "a", "file", "{dir}/own.py"], "put the options behind the file"),
+        (["trian"], "No such command 'trian'"),
+    ],
+)
+def test_wrong_usage_is_one_line_and_exit_2(
+    words: list[str], message: str, ppo_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = run([word.format(dir=ppo_file.parent) if "{d" in word else word for word in words])
+    error = capsys.readouterr().err
+    assert code == 2
+    assert error.count("\n") == 1 and error.startswith("rllib: ")
+    with pytest.raises(CommandError, match=message):
+        raise CommandError(error)
+
+
+def test_verbose_shows_the_traceback(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["train", "file", "missing.py", "-v"]) == 2
+    assert "Traceback" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("x = 1", "has no 'config'"),
+        ("config = {}", "a 'config' of type dict"),
+        ("config = (", r"line 1: "),
+        ("import nowhere_at_all", "fails: ModuleNotFoundError"),
+        (PPO_FILE + "\nstop = 5", "must map metric names to limits, got int"),
+        (
+            "from ray.rllib.algorithms.algorithm_config import AlgorithmConfig\n"
+            "config = AlgorithmConfig()",
+            "belongs to no algorithm",
+        ),
+        ("from ray.rllib.algorithms.ppo import PPOConfig\nconfig = PPOConfig()", "no environment"),
+    ],
+)
+def test_unusable_file(text: str, message: str, tmp_path: Path) -> None:
+    file = tmp_path / "bad.py"
+    file.write_text(text)
+    with pytest.raises(CommandError, match=message):
+        experiment_from_file(file, options())
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["version"]) == 0
+    assert "ray 2" in capsys.readouterr().out
+
+
+def test_help_lists_the_shared_options(capsys: pytest.CaptureFixture[str]) -> None:
+    for words in (["train", "--help"], ["train", "file", "--help"]):
+        assert run(words) == 0
+        text = capsys.readouterr().out
+        assert "--set" in text and "--max-failures" in text
+
+
+def test_bare_resume_gets_an_empty_path() -> None:
+    assert resume_without_path(["a", "--resume", "--stop", "{}"])[1] == "--resume="
+    assert resume_without_path(["a", "--resume"]) == ["a", "--resume="]
+    assert resume_without_path(["--resume", "here"]) == ["--resume", "here"]
+
+
+# ---- --set and --stop ----
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("1e-4", 1e-4),
+        ("1_000", 1000),
+        ("true", True),
+        ("None", None),
+        ("[[0, 1]]", [[0, 1]]),
+        ("XS", "XS"),
+        ('{"a": 1}', {"a": 1}),
+        ("", ""),
+    ],
+)
+def test_values_are_typed(text: str, value: object) -> None:
+    assert parse_value(text) == value
+
+
+def test_overrides_reach_plain_dict_and_aliased_fields() -> None:
+    config = PPOConfig().environment("CartPole-v1", env_config={"a": 1})
+    settings = ["lr=0.5", "env_config.b.c=2", "lambda=0.9", "model_config.x=3", "num_env_runners=2"]
+    apply_overrides(config, settings)
+    assert (config.lr, config.lambda_, config.num_env_runners) == (0.5, 0.9, 2)
+    assert config.env_config == {"a": 1, "b": {"c": 2}}
+    assert config._model_config["x"] == 3
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("lr", "wants key=value"),
+        ("num_env_runer=1", "no field 'num_env_runer'.*num_env_runners"),
+        ("lr=fast", "lr wants a number, got 'fast'"),
+        ("explore=3", "explore wants true or false, got 3"),
+        ("env_config=3", "env_config wants a dict"),
+        ("lr.a=3", "'lr' is no dict"),
+        ("algo_class=3", "no field 'algo_class'"),
+    ],
+)
+def test_bad_override(setting: str, message: str) -> None:
+    with pytest.raises(CommandError, match=message):
+        apply_overrides(PPOConfig(), [setting])
+
+
+def test_options_win_over_the_file(ppo_file: Path) -> None:
+    given = options(env="CartPole-v1", stop='{"env_steps": 9}', set=["lr=0.25"])
+    experiment = experiment_from_file(ppo_file, given)
+    assert experiment.config.env == "CartPole-v1"
+    assert experiment.config.lr == 0.25
+    assert experiment.limits == {"env_steps": 9}
+    assert experiment_from_file(ppo_file, options()).limits == {"training_iteration": 2}
+
+
+def test_algorithm_by_name() -> None:
+    experiment = experiment_from_names(options(run="ppo", env="CartPole-v1"))
+    assert type(experiment.config) is PPOConfig
+    assert experiment.limits == {}
+
+
+def test_search_values_are_seen() -> None:
+    assert has_search({"a": {"grid_search": [1, 2]}})
+    assert not has_search({"a": [1, 2]})
+
+
+@pytest.mark.parametrize("stop", ['{"a": "b"}', '{"a": true}', "[1]", "3"])
+def test_stop_must_map_names_to_numbers(stop: str) -> None:
+    with pytest.raises(CommandError, match="must"):
+        parse_stop(stop)
+
+
+def test_no_stop_is_no_limit() -> None:
+    assert check_stop(None, "here") == {}
+
+
+def test_missing_wandb_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(CommandError, match=r"pip install \"rllib-dreamer\[wandb\]\""):
+        wandb_loggers(options(wandb_project="p"))
+    assert wandb_loggers(options()) == []
+
+
+# ---- stopping and progress ----
+
+
+def test_stop_condition_uses_short_names_and_waits_for_missing_metrics() -> None:
+    condition = StopCondition({"env_steps": 10, "env_runners/episode_return_mean": 5})
+    assert not condition("t", {"dreamer": {"env_steps": 9}})
+    assert not condition("t", {"env_runners": {"episode_return_mean": math.nan}})
+    assert condition("t", {"dreamer": {"env_steps": 10}})
+    assert condition("t", {"num_env_steps_sampled_lifetime": 10})
+    assert condition("t", {"env_runners": {"episode_return_mean": 5.0}})
+
+
+def test_a_requested_stop_ends_trials_at_their_next_result_only() -> None:
+    condition = StopCondition({})
+    assert not condition("t", {})
+    condition.request()
+    assert condition("t", {})
+    assert not condition.stop_all()
+
+
+def result(step: int, **more: Any) -> dict[str, Any]:
+    return {
+        "training_iteration": step,
+        "dreamer": {"env_steps": 20 * step, "agent_steps": 10 * step, "updates": 5 * step},
+        "env_runners": {"episode_return_mean": math.nan},
+        "learners": {"default_policy": {"loss_image": 2.5, "loss_dyn": 1.0}},
+        **more,
+    }
+
+
+def test_progress_shows_no_nan_before_the_first_episode_ends() -> None:
+    view = TrialView({"env_steps": 100})
+    view.add(0.0, result(1))
+    cells = dict(view.cells())
+    assert cells["return"] == cells["length"] == ABSENT
+    assert "nan" not in as_line(view.cells())
+
+
+def test_progress_figures() -> None:
+    view = TrialView({"env_steps": 100})
+    for step in (1, 2, 3):
+        view.add(2.0 * step, result(step))
+    view.add(8.0, result(4, env_runners={"episode_return_mean": 12.5, "episode_len_mean": 7.0}))
+    view.add(10.0, result(4))
+    view.add(10.0, result(4))
+    cells = dict(view.cells())
+    assert cells["env steps"] == "80"
+    assert cells["return"] == "12.5"
+    assert cells["image"] == "2.5"
+    # 60 env steps in 8 s, 20 to go.
+    assert view.seconds_left() == pytest.approx(20 / (60 / 8))
+    assert cells["left"] == "0m03s"
+
+
+def test_progress_of_other_algorithms() -> None:
+    view = TrialView({})
+    learners = {"default_policy": {"total_loss": 1.5}}
+    for second, steps in ((1.0, 100), (3.0, 300)):
+        view.add(second, {"num_env_steps_sampled_lifetime": steps, "learners": learners})
+    cells = dict(view.cells())
+    assert (cells["env steps"], cells["steps/s"], cells["left"]) == ("300", "100", ABSENT)
+    assert cells["total_loss"] == "1.5"
+    assert as_table({"a": view, "b": view}).row_count == 2
+
+
+def test_score_is_the_last_known_return() -> None:
+    reporter = RunReporter()
+    scores = []
+    for value in (math.nan, 3.0, math.nan):
+        given: dict[str, Any] = {"env_runners": {"episode_return_mean": value}}
+        reporter.on_train_result(algorithm=None, result=given)  # type: ignore[arg-type]
+        scores.append(given[SCORE])
+    assert math.isnan(scores[0]) and scores[1:] == [3.0, 3.0]
+
+
+def test_did_you_mean_and_first_line() -> None:
+    assert did_you_mean("walkr", ["walker", "hopper"]) == " (did you mean walker?)"
+    assert did_you_mean("zzz", ["walker"]) == ""
+    assert first_line(ValueError("one\ntwo")) == "ValueError: one"
+    remote = RuntimeError(
+        "ray::PPO()\n  File x\nValueError: unknown size\nDuring ...\nTypeError: b"
+    )
+    assert first_line(remote) == "ValueError: unknown size"
+
+
+# ---- real runs ----
+
+
+def test_a_run_reports_and_names_its_checkpoints(trained: Trained) -> None:
+    code, out, err = trained.finished
+    assert (code, err) == (0, "")
+    assert "until training_iteration >= 2" in out
+    assert "env steps" in out and "nan" not in out.lower()
+    lines = out.splitlines()
+    assert lines[-3].startswith("best checkpoint: ") and lines[-2].startswith("last checkpoint: ")
+    path = lines[-1].removeprefix("evaluate it: rllib evaluate ")
+    assert (Path(path) / "rllib_checkpoint.json").is_file()
+    assert iterations(trained.folder) == marks(trained.folder) == [1, 2]
+
+
+def test_an_existing_experiment_is_not_mixed_up(
+    trained: Trained, ppo_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = ["--storage-path", str(trained.folder.parent), "--name", "short"]
+    assert run(["train", "file", str(ppo_file), *place]) == 2
+    assert "add --resume, or choose another --name" in capsys.readouterr().err
+
+
+def test_find_experiment(trained: Trained) -> None:
+    storage = trained.folder.parent
+    checkpoint = next(trained.folder.glob("*/checkpoint_*"))
+    assert find_experiment(str(checkpoint), storage, None, "own") == trained.folder
+    assert find_experiment("", storage, "short", "own") == trained.folder
+    with pytest.raises(CommandError, match=r"no experiment 'shrt'.*did you mean short"):
+        find_experiment("", storage, "shrt", "own")
+    with pytest.raises(CommandError, match=r"no experiment own_\* in"):
+        find_experiment("", storage, None, "own")
+    shutil.copytree(trained.folder, storage / "own_1")
+    assert find_experiment("", storage, None, "own") == storage / "own_1"
+    shutil.rmtree(storage / "own_1")
+
+
+def test_resume_survives_a_half_written_state_and_checkpoint(
+    trained: Trained, ppo_file: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "moved"
+    shutil.copytree(trained.folder, folder)
+    state = max(folder.glob("experiment_state-*.json"))
+    state.write_text(state.read_text()[:1000])
+    trial = next(folder.glob("PPO_*"))
+    shutil.copytree(trial / "checkpoint_000001", trial / "checkpoint_000002")
+    for part in (".metadata.json", "rllib_checkpoint.json"):
+        (trial / "checkpoint_000002" / part).unlink()
+
+    words = ["train", "file", ppo_file, "--resume", folder, "--stop", '{"iterations": 4}']
+    code, out, err = finish(start(*words, "--set", "lr=0.125", "--checkpoint-freq", 1))
+    assert (code, err) == (0, "")
+    assert "resuming after iteration 2" in out
+    assert iterations(folder) == [1, 2, 3, 4]
+    last = json.loads((trial / "result.json").read_text().splitlines()[-1])
+    assert last["num_env_steps_sampled_lifetime"] == 4 * 64
+    assert last["config"]["lr"] == 0.125
+    assert str(folder) in out.splitlines()[-1]
+
+
+def test_mending_keeps_the_best_and_the_last(trained: Trained, tmp_path: Path) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(trained.folder, folder)
+    trial = next(folder.glob("PPO_*"))
+    for index, score in enumerate([9.0, 1.0, 2.0]):
+        path = trial / f"checkpoint_{index:06}"
+        if not path.exists():
+            shutil.copytree(trial / "checkpoint_000000", path)
+        mark = {"training_iteration": index + 1, SCORE: score}
+        (path / ".metadata.json").write_text(json.dumps({"rllib_dreamer": mark}))
+    keep = CheckpointConfig(num_to_keep=1, checkpoint_score_attribute=SCORE)
+    from ray.rllib.algorithms.ppo import PPO
+    from ray.tune.registry import register_trainable
+
+    register_trainable("PPO", PPO)
+    assert mend_experiment(folder, {}, keep, 0).iterations == [3]
+    kept = sorted(path.name for path in trial.glob("checkpoint_*"))
+    assert kept == ["checkpoint_000000", "checkpoint_000002"]
+
+
+def test_ctrl_c_leaves_a_checkpoint_and_kill_9_can_be_resumed(
+    ppo_file: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    words = ["train", "file", ppo_file, "--storage-path", tmp_path, "--name", "run"]
+    process = start(*words, "--checkpoint-freq", 5, "--stop", "{}")
+    wait_for(lambda: len(marks(folder)) >= 2)
+    process.kill()
+    finish(process)
+    saved = max(marks(folder))
+
+    process = start(*words, "--resume", "--checkpoint-freq", 1000, "--stop", "{}")
+    before = len(iterations(folder))
+    wait_for(lambda: len(iterations(folder)) > before + 1)
+    process.send_signal(signal.SIGINT)
+    code, out, err = finish(process)
+    assert (code, err) == (130, "")
+    assert f"resuming after iteration {saved}\n" in out
+    assert iterations(folder)[before] == saved + 1
+    assert "stopping after the current iteration" in out
+    assert max(marks(folder)) == iterations(folder)[-1]
+
+
+def test_a_failing_run_is_one_line_and_exit_1(tmp_path: Path) -> None:
+    file = tmp_path / "broken.py"
+    broken = PPO_FILE.replace(
+        "    pass", "    def step(self, action):\n        raise OSError('no')"
+    )
+    file.write_text(broken)
+    code, out, err = finish(start("train", "file", file, "--storage-path", tmp_path, "--name", "x"))
+    assert code == 1
+    assert "no checkpoint was saved" in out
+    assert err.splitlines() == [err.strip()] and err.startswith("rllib: the run failed: ")
+    assert "OSError: no" in err
+
+
+def test_a_config_too_large_for_the_machine_is_told_at_once(ppo_file: Path, tmp_path: Path) -> None:
+    words = ["train", "file", ppo_file, "--storage-path", tmp_path, "--set", "num_env_runners=500"]
+    code, _, err = finish(start(*words))
+    assert code == 2
+    assert "needs 501 CPUs" in err
+
+
+def test_checkpoint_settings() -> None:
+    made = checkpoint_config(options(keep_checkpoints_num=0, checkpoint_freq=7))
+    assert (made.num_to_keep, made.checkpoint_frequency, made.checkpoint_at_end) == (None, 7, True)

@@ -1,0 +1,257 @@
+"""Env names: registered with Ray Tune, built anywhere, refused with the nearest ones."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import subprocess
+import sys
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import ray
+from gymnasium import spaces
+from gymnasium.utils.env_checker import check_env
+from ray.rllib.env.env_context import EnvContext
+from ray.rllib.env.multi_agent_env import MultiAgentEnv
+from ray.tune.registry import ENV_CREATOR, _global_registry
+
+from rllib_dreamer import envs
+from rllib_dreamer.envs import rendering, wrappers
+
+
+class Slider(gym.Env):
+    """A user's own env."""
+
+    observation_space = spaces.Box(-1, 1, (2,), np.float32)
+    action_space = spaces.Box(-1, 1, (1,), np.float32)
+
+    def __init__(self, env_config=None):
+        self.scale = (env_config or {}).get("scale", 0.5)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return np.full(2, self.scale, np.float32), {}
+
+    def step(self, action):
+        return np.full(2, self.scale, np.float32), 0.0, False, False, {}
+
+
+def created(name, config, **context):
+    creator = _global_registry.get(ENV_CREATOR, name)
+    return creator(EnvContext(config, worker_index=context.pop("worker_index", 0), **context))
+
+
+def test_every_family_is_listed_in_both_spellings():
+    names = envs.env_names()
+    assert len(names) == len(set(names))
+    assert {
+        "dmc/walker-walk",
+        "DMC/walker/walk",
+        "robosuite/Lift",
+        "atari100k/pong",
+        "ALE/Pong-v5",
+    } <= set(names)
+
+
+@pytest.mark.parametrize(
+    ("name", "config", "expected"),
+    [
+        ("dmc/walker-walk", {}, 2),
+        ("dmc/walker-walk", {"action_repeat": 4}, 4),
+        ("DMC/walker/walk", None, 2),
+        ("robosuite/Lift", {}, 1),
+        ("atari100k/pong", {}, 4),
+        ("ALE/Pong-v5", {}, 4),
+        ("CartPole-v1", {}, 1),
+        ("CartPole-v1", {"action_repeat": 3}, 3),
+        (Slider, {}, 1),
+    ],
+)
+def test_action_repeat(name, config, expected):
+    assert envs.action_repeat(name, config) == expected
+
+
+def test_names_survive_a_new_ray_cluster():
+    """Ray's registry dies with the cluster; a remote worker builds an env by its name."""
+    envs.register_envs()
+    for _ in range(2):
+        ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
+        try:
+            envs.register_envs()
+            envs.register_envs()
+            creator = _global_registry.get(ENV_CREATOR, "dmc/cartpole-swingup")
+
+            @ray.remote
+            def shape(creator):
+                env = creator(EnvContext({"size": 32}, worker_index=1))
+                return env.reset(seed=0)[0].shape
+
+            assert ray.get(shape.remote(creator)) == (32, 32, 3)
+        finally:
+            ray.shutdown()
+    envs.register_envs()
+    assert created("dmc/cartpole-swingup", {"observation": "proprio"}).reset()[0].shape == (5,)
+
+
+def test_creators_carry_the_drivers_backend(monkeypatch):
+    monkeypatch.setenv("MUJOCO_GL", "osmesa")
+    creator = pickle.loads(pickle.dumps(envs.EnvCreator("dmc/walker-walk")))
+    assert creator.mujoco_gl == "osmesa"
+    monkeypatch.setenv("MUJOCO_GL", "")
+    seen = []
+    monkeypatch.setattr(rendering, "setup_rendering", lambda *args, **kwargs: seen.append(args))
+    monkeypatch.setattr(envs, "make_env", lambda env, config: None)
+    creator(EnvContext({}, worker_index=1))
+    assert seen == [("osmesa",)]
+
+
+def test_seeds_differ_between_runners():
+    envs.register_envs()
+    config = {"observation": "proprio", "seed": 3}
+    first = created("dmc/reacher-easy", config).reset()[0]
+    same = created("dmc/reacher-easy", config).reset()[0]
+    other = created("dmc/reacher-easy", config, worker_index=1).reset()[0]
+    np.testing.assert_array_equal(first, same)
+    assert not np.array_equal(first, other)
+
+
+def test_an_env_class_of_ones_own_gets_the_checks():
+    name = envs.register_env(Slider)
+    assert name == "Slider"
+    env = created(name, {"scale": 0.25})
+    assert env.reset()[0][0] == 0.25
+    with pytest.raises(wrappers.EnvOutputError, match=r"Env 'Slider', agent step 0 .*'vector'"):
+        created(name, {"scale": 3.0}).reset()
+
+
+def test_a_gymnasium_id_gets_the_checks():
+    envs.register_env("CartPole-v1")
+    assert isinstance(created("CartPole-v1", {}), wrappers.CheckedEnv)
+
+
+@pytest.mark.parametrize(
+    ("config", "shape"),
+    [
+        ({}, (4,)),
+        ({"observation": "pixels"}, (64, 64, 3)),
+        ({"observation": "pixels", "size": (32, 48), "action_repeat": 2}, (32, 48, 3)),
+    ],
+)
+def test_gymnasium_ids(config, shape):
+    env = envs.make_env("CartPole-v1", config)
+    observation, _ = env.reset(seed=0)
+    assert observation.shape == env.observation_space.shape == shape
+    check_env(env.env, skip_render_check=True)
+    env.close()
+
+
+def test_gymnasium_state_and_pixels_together():
+    env = envs.make_env("CartPole-v1", {"observation": "both", "size": 32})
+    observation, _ = env.reset(seed=0)
+    assert {key: value.shape for key, value in observation.items()} == {
+        "image": (32, 32, 3),
+        "vector": (4,),
+    }
+    assert env.step(1)[0]["image"].std() > 0
+
+
+def test_other_keys_go_to_gym_make():
+    env = envs.make_env("FrozenLake-v1", {"is_slippery": False, "map_name": "8x8"})
+    assert env.observation_space == spaces.Discrete(64)
+    with pytest.raises(ValueError, match="env_config of 'CartPole-v1' has a key that neither"):
+        envs.make_env("CartPole-v1", {"slippery": False})
+
+
+@pytest.mark.parametrize(
+    ("name", "nearest"),
+    [
+        ("dmc/waker-walk", "dmc/walker-walk"),
+        ("DMC/walker/wlk", "DMC/walker/walk"),
+        ("robosuite/Lfit", "robosuite/Lift"),
+        ("atari100k/pnog", "atari100k/pong"),
+        ("CartPole-v9x", "CartPole-v1"),
+        ("CarPole", "CartPole-v1"),
+    ],
+)
+def test_unknown_names_list_the_nearest(name, nearest):
+    with pytest.raises(ValueError, match=f"Unknown env '{name}': did you mean .*'{nearest}'"):
+        envs.validate_env_name(name)
+    with pytest.raises(ValueError, match=f"Unknown env '{name}'"):
+        envs.make_env(name)
+
+
+@pytest.mark.parametrize(
+    "name", ["dmc/walker-walk", "ALE/Pong-v5", "CartPole-v1", "robosuite/Lift"]
+)
+def test_known_names_pass(name):
+    envs.validate_env_name(name)
+
+
+def test_several_agents_are_refused():
+    class Two(MultiAgentEnv):
+        def __init__(self, config=None):
+            super().__init__()
+
+    with pytest.raises(ValueError, match=r"Env 'Two' has several agents.*Dict spaces"):
+        envs.make_env(Two)
+
+
+def test_things_that_are_no_env_are_refused():
+    with pytest.raises(ValueError, match=r"is a dict, not a gymnasium.Env: wrap it"):
+        envs.make_env(lambda config: {})
+
+
+def test_async_workers_may_fork_although_the_parent_looked_at_the_spaces():
+    """A vector env builds one env in the parent first; no OpenGL context may come of it."""
+    code = """
+import gymnasium as gym, numpy as np
+from rllib_dreamer import envs
+make = lambda: envs.make_env("dmc/walker-walk", {"size": 32})
+vector = gym.vector.AsyncVectorEnv([make, make], context="fork")
+first, _ = vector.reset(seed=1)
+frames = vector.step(np.ones((2, 6), np.float32))[0]
+assert frames.shape == (2, 32, 32, 3) and frames.std() > 1
+assert not np.array_equal(first[0], first[1])
+vector.close()
+one = make()
+one.reset()
+vector = gym.vector.AsyncVectorEnv([make, make], context="fork")
+try:
+    vector.reset(seed=1)
+except RuntimeError as error:
+    print("refused" if "forked from one that had already rendered" in str(error) else error)
+"""
+    result = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code],
+        capture_output=True,
+        text=True,
+        timeout=100,
+        env=os.environ.copy(),
+    )
+    assert result.stdout.strip().endswith("refused"), result.stdout + result.stderr
+
+
+def test_as_an_env_runner_builds_it():
+    """RLlib hands the creator to `gym.make_vec`, which adds wrappers of its own."""
+    envs.register_envs()
+    creator = _global_registry.get(ENV_CREATOR, "dmc/walker-walk")
+    context = EnvContext({"observation": "proprio"}, worker_index=0)
+    gym.register("as-rllib-does-v0", entry_point=lambda: creator(context))
+    for mode in ("sync", "async"):
+        vector = gym.make_vec("as-rllib-does-v0", num_envs=2, vectorization_mode=mode)
+        observations, _ = vector.reset(seed=0)
+        assert observations.shape == (2, 24)
+        assert vector.step(np.zeros((2, 6), np.float32))[0].shape == (2, 24)
+        vector.close()
+
+
+def test_sync_vector_env_of_pixels():
+    vector = gym.vector.SyncVectorEnv(
+        [lambda: envs.make_env("dmc/cartpole-swingup", {"size": 32})] * 2
+    )
+    frames, _ = vector.reset(seed=0)
+    assert not np.array_equal(frames[0], frames[1])
+    vector.step(np.zeros((2, 1), np.float32))
+    vector.close()

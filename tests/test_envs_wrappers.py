@@ -1,0 +1,172 @@
+"""Action repeat, resizing, checks of what an env sends."""
+
+from __future__ import annotations
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from gymnasium import spaces
+from gymnasium.utils.env_match import check_environments_match
+
+from rllib_dreamer.envs import wrappers
+
+
+class Scripted(gym.Env):
+    """Sends the observations and rewards it is given, and ends after `length` steps."""
+
+    observation_space = spaces.Dict(
+        {
+            "camera": spaces.Box(0, 255, (4, 4, 3), np.uint8),
+            "joints": spaces.Dict({"left": spaces.Box(-1, 1, (2,), np.float32)}),
+            "mode": spaces.Discrete(3),
+        }
+    )
+    action_space = spaces.Discrete(2)
+
+    def __init__(self, changes=None, reward=1.0, length=5):
+        self.changes = changes or {}
+        self.reward_sent = reward
+        self.length = length
+        self.steps = 0
+
+    def observation(self):
+        sent = {
+            "camera": np.zeros((4, 4, 3), np.uint8),
+            "joints": {"left": np.zeros(2, np.float32)},
+            "mode": 1,
+        }
+        return sent | self.changes.get(self.steps, {})
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.steps = 0
+        return self.observation(), {}
+
+    def step(self, action):
+        self.steps += 1
+        if action == 1:
+            raise ZeroDivisionError("gripper")
+        return self.observation(), self.reward_sent, False, self.steps >= self.length, {}
+
+
+def run(changes=None, steps=5, action=0, bounds=True, **kwargs):
+    env = wrappers.CheckedEnv(Scripted(changes, **kwargs), "robot", bounds)
+    env.reset()
+    return [env.step(action) for _ in range(steps)]
+
+
+def test_good_output_passes_through():
+    results = run()
+    assert [result[1:4] for result in results] == [(1.0, False, False)] * 4 + [(1.0, False, True)]
+
+
+NAN = {"joints": {"left": np.array([0, np.nan], np.float32)}}
+WIDE = np.zeros((4, 5, 3), np.uint8)
+OUTSIDE = {"joints": {"left": np.array([0, 7], np.float32)}}
+
+
+@pytest.mark.parametrize(
+    ("changes", "step", "key", "what"),
+    [
+        (NAN, 0, "joints/left", "1 of 2 numbers are NaN or inf"),
+        (NAN, 4, "joints/left", "1 of 2 numbers are NaN or inf"),
+        (OUTSIDE, 1, "joints/left", "values from 0.0 to 7.0 leave its space"),
+        (
+            {"camera": np.zeros((4, 5, 3), np.uint8)},
+            4,
+            "camera",
+            r"shape \(4, 5, 3\), but .*\(4, 4, 3\)",
+        ),
+        ({"camera": np.zeros((4, 4, 3))}, 1, "camera", "dtype float64 cannot be stored as uint8"),
+        ({"mode": 3}, 2, "mode", r"3 is not in its space Discrete\(3\)"),
+        ({"joints": np.zeros(2)}, 1, "observation", "its nesting is not that of the space"),
+    ],
+)
+def test_bad_output_names_env_step_and_key(changes, step, key, what):
+    message = f"Env 'robot', agent step {step} of its episode, key '{key}': .*{what}"
+    with pytest.raises(wrappers.EnvOutputError, match=message):
+        run({step: changes})
+
+
+@pytest.mark.parametrize("reward", [np.nan, np.inf])
+def test_bad_reward_is_named(reward):
+    with pytest.raises(wrappers.EnvOutputError, match=r"step 1 .*key 'reward': the reward is"):
+        run(reward=reward)
+
+
+def test_bounds_are_checked_at_the_start_of_each_episode_only_or_not_at_all():
+    run({4: OUTSIDE})
+    run({1: OUTSIDE}, bounds=False)
+    with pytest.raises(wrappers.EnvOutputError, match="NaN"):
+        run({1: NAN}, bounds=False)
+
+
+def test_an_env_that_raises_is_named():
+    with pytest.raises(
+        RuntimeError,
+        match=r"Env 'robot' raised in step\(\) at agent step 1 .*: ZeroDivisionError: gripper",
+    ) as error:
+        run(action=1)
+    assert isinstance(error.value.__cause__, ZeroDivisionError)
+
+
+def test_errors_cross_the_process_border_of_a_vector_env():
+    envs = [lambda: wrappers.CheckedEnv(Scripted(), "robot")] * 2
+    vector = gym.vector.AsyncVectorEnv(envs, context="fork")
+    vector.reset()
+    with pytest.raises(RuntimeError, match="Env 'robot' raised in step"):
+        vector.step(np.array([0, 1]))
+    vector.close(terminate=True)
+
+
+def test_action_repeat_sums_rewards_and_stops_at_the_end():
+    env = wrappers.ActionRepeat(Scripted(length=5, reward=0.5), 2)
+    env.reset()
+    results = [env.step(0) for _ in range(3)]
+    assert [result[1] for result in results] == [1.0, 1.0, 0.5]
+    assert [result[3] for result in results] == [False, False, True]
+    assert env.unwrapped.steps == 5
+
+
+def test_action_repeat_of_one_is_the_env_itself():
+    env = gym.make("CartPole-v1")
+    check_environments_match(env, wrappers.ActionRepeat(gym.make("CartPole-v1"), 1), num_steps=50)
+
+
+def test_action_repeat_refuses_zero():
+    with pytest.raises(
+        ValueError, match=r"env_config\['action_repeat'\] must be an int >= 1; got 0"
+    ):
+        wrappers.ActionRepeat(Scripted(), 0)
+
+
+def test_resize_averages_instead_of_dropping_pixels():
+    stripes = np.zeros((64, 64, 3), np.uint8)
+    stripes[::2] = 200
+    small = wrappers.resize_picture(stripes, (16, 16))
+    assert small.shape == (16, 16, 3)
+    assert abs(small.mean() - 100) < 3
+    assert small.std() < 10
+    assert wrappers.resize_picture(stripes[..., :1], (16, 8)).shape == (16, 8, 1)
+    assert wrappers.resize_picture(stripes[..., 0], (16, 8)).shape == (16, 8)
+    assert wrappers.resize_picture(stripes, (64, 64)) is stripes
+
+
+def test_resizing_needs_a_single_picture():
+    with pytest.raises(
+        ValueError, match=r"env_config\['size'\] needs an env with one uint8 picture"
+    ):
+        wrappers.ResizePicture(gym.make("CartPole-v1"), (64, 64))
+
+
+def test_a_missing_extra_says_what_to_install():
+    message = r'no_such_simulator is not installed; run: pip install "rllib-dreamer\[dmc\]"'
+    with pytest.raises(ImportError, match=message):
+        wrappers.import_extra("no_such_simulator", "dmc")
+
+
+def test_nearest_names():
+    assert wrappers.nearest("dmc/waker-walk", ["dmc/walker-walk", "x"]).startswith(
+        "did you mean 'dmc/walker-walk'"
+    )
+    assert wrappers.nearest("qqqq", ["abc", "def"]) == "known are 'abc', 'def'"

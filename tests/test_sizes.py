@@ -1,0 +1,72 @@
+"""Tests of rllib_dreamer.model.sizes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from rllib_dreamer.model.agent import build_agent
+from rllib_dreamer.model.sizes import (
+    ALIASES,
+    SIZES,
+    ActionSpec,
+    LossConfig,
+    ObsSpec,
+    model_config,
+)
+
+IMAGE, VECTOR = ObsSpec("image", (64, 64, 3)), ObsSpec("vector", (24,))
+
+
+@pytest.mark.parametrize(
+    ("size", "key", "spec", "official"),
+    [
+        ("1M", "image", IMAGE, 686_846),
+        ("12M", "image", IMAGE, 10_494_158),
+        ("25M", "image", IMAGE, 23_489_326),
+        ("50M", "image", IMAGE, 41_650_062),
+        ("100M", "image", IMAGE, 93_468_238),
+        ("200M", "image", IMAGE, 165_948_686),
+        ("400M", "image", IMAGE, 372_896_398),
+        ("1M", "vector", VECTOR, 640_867),
+        ("12M", "vector", VECTOR, 9_738_019),
+    ],
+)
+def test_parameter_counts_are_the_official_ones(
+    size: str, key: str, spec: ObsSpec, official: int
+) -> None:
+    """With six continuous actions; the slow critic does not count."""
+    with torch.device("meta"):
+        actions = {"action": ActionSpec("continuous", 6)}
+        agent = build_agent({key: spec}, actions, model_config(size), LossConfig())
+    assert sum(p.numel() for p in agent.parameters() if p.requires_grad) == official
+    assert not any(p.requires_grad for p in agent.behavior.slow_critic.parameters())
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_every_size_follows_from_its_units(name: str) -> None:
+    size = SIZES[name]
+    assert size.deter == 8 * size.units and size.hidden == size.units
+    assert size.classes == size.depth == size.units // 16
+
+
+@pytest.mark.parametrize("alias", ALIASES)
+def test_aliases_and_case(alias: str) -> None:
+    assert model_config(alias.lower()) == model_config(ALIASES[alias])
+
+
+def test_overrides() -> None:
+    config = model_config("1m", stoch=8, blocks=4)
+    assert (config.stoch, config.blocks, config.deter) == (8, 4, 512)
+    assert config.feat == 512 + 8 * 4
+
+
+def test_unknown_size_is_refused() -> None:
+    with pytest.raises(ValueError, match="model_size='7M' is not known: choose one of 1M, 12M"):
+        model_config("7M")
+
+
+def test_widths_and_constants() -> None:
+    assert ActionSpec("continuous", 3).width == 3
+    assert ActionSpec("discrete", 2, 5).width == 10
+    assert LossConfig().discount == pytest.approx(332 / 333)
