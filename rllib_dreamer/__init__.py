@@ -14,14 +14,16 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rllib_dreamer.dreamer import DreamerConfig, DreamerTorch
+    from rllib_dreamer.policy import DreamerPolicy
     from rllib_dreamer.registration import register
 
 __version__ = "0.1.0"
 
-__all__ = ["DreamerConfig", "DreamerTorch", "__version__", "register"]
+__all__ = ["DreamerConfig", "DreamerPolicy", "DreamerTorch", "__version__", "register"]
 
 _HOMES = {
     "DreamerConfig": "rllib_dreamer.dreamer",
+    "DreamerPolicy": "rllib_dreamer.policy",
     "DreamerTorch": "rllib_dreamer.dreamer",
     "register": "rllib_dreamer.registration",
 }

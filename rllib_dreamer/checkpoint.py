@@ -5,6 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 MANIFEST = "manifest.json"
@@ -25,7 +29,7 @@ def _files(folder: Path) -> list[Path]:
 
 
 def seal(folder: str | Path) -> None:
-    """Writes the manifest of everything in `folder`, in one atomic step after all data is on disk."""
+    """Writes the manifest of everything in `folder`, in one atomic step, after all the data."""
     folder = Path(folder)
     entries = {}
     for path in _files(folder):
@@ -38,6 +42,43 @@ def seal(folder: str | Path) -> None:
     temporary.replace(folder / MANIFEST)
 
 
+@contextmanager
+def writing(folder: str | Path) -> Iterator[Path]:
+    """Gives the folder to write a checkpoint to, and seals it at the end.
+
+    Where a sealed checkpoint lies in `folder` already, this is a new folder beside it, which takes
+    the old one's place once it is sealed. Files there that belong to no checkpoint are kept.
+    """
+    folder = Path(folder)
+    if not (folder / MANIFEST).is_file():
+        yield folder
+        seal(folder)
+        return
+    fresh = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}")
+    try:
+        yield fresh
+        seal(fresh)
+    except BaseException:
+        shutil.rmtree(fresh, ignore_errors=True)
+        raise
+    old = fresh.with_name(f"{fresh.name}.old")
+    ours = {*_entries(folder), MANIFEST}
+    others = [p.relative_to(folder) for p in folder.rglob("*") if p.is_file()]
+    folder.rename(old)
+    fresh.rename(folder)
+    for name in others:
+        if name.as_posix() not in ours and not (folder / name).exists():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (old / name).rename(folder / name)
+    shutil.rmtree(old)
+
+
+def _entries(folder: Path) -> dict[str, list]:
+    """Size and hash of each file that the manifest names."""
+    entries: dict[str, list] = json.loads((folder / MANIFEST).read_text())["files"]
+    return entries
+
+
 def problems(folder: str | Path, *, hashes: bool = True) -> list[str]:
     """Returns what is wrong with a sealed folder; nothing if it is whole.
 
@@ -48,9 +89,8 @@ def problems(folder: str | Path, *, hashes: bool = True) -> list[str]:
     folder = Path(folder)
     if not (folder / MANIFEST).is_file():
         return [f"{MANIFEST} is missing: saving was not finished"]
-    entries: dict[str, list] = json.loads((folder / MANIFEST).read_text())["files"]
-    found = []
-    for name, (size, digest) in entries.items():
+    found: list[str] = []
+    for name, (size, digest) in _entries(folder).items():
         path = folder / name
         if not path.is_file():
             found.append(f"{name} is missing")

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import logging
 import math
+import shutil
+import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +30,14 @@ from ray.rllib.utils.metrics import (
     SYNCH_WORKER_WEIGHTS_TIMER,
     TIMERS,
 )
+from ray.rllib.utils.schedules.scheduler import Scheduler
 
 from rllib_dreamer import checkpoint
 from rllib_dreamer.dreamer_catalog import DreamerCatalog
-from rllib_dreamer.dreamer_torch_learner import DreamerTorchLearner
+from rllib_dreamer.dreamer_torch_learner import OPTIMIZERS, DreamerTorchLearner
 from rllib_dreamer.dreamer_torch_rl_module import DreamerTorchRLModule
 from rllib_dreamer.envs import action_repeat
-from rllib_dreamer.hardware import PRECISIONS
+from rllib_dreamer.hardware import PRECISIONS, release_memory
 from rllib_dreamer.model.sizes import LossConfig, model_config
 from rllib_dreamer.replay import Replay
 from rllib_dreamer.replay_prefetch import Prefetcher
@@ -50,6 +54,41 @@ _WITHOUT_EFFECT = {
     "critic_grad_clip_by_global_norm": "gradients are clipped adaptively, see agc",
     "intrinsic_rewards_scale": "there are no intrinsic rewards",
     "gc_frequency_train_steps": "nothing needs collecting by hand",
+}
+
+
+def _number(value: Any, above: float = -math.inf) -> bool:
+    """Whether the value is a finite number of at least `above`."""
+    number = isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
+    return number and math.isfinite(value) and bool(value >= above)
+
+
+def _count(value: Any, least: int) -> bool:
+    """Whether the value is a whole number of at least `least`."""
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool) and value >= least
+
+
+# What each setting may be, in words and as a test.
+_RANGES: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "training_ratio": ("a number > 0", lambda v: _number(v) and v > 0),
+    "agc": ("a number > 0", lambda v: _number(v) and v > 0),
+    "batch_size_B": ("a whole number >= 1", lambda v: _count(v, 1)),
+    "batch_length_T": ("a whole number >= 2", lambda v: _count(v, 2)),
+    "horizon_H": ("a whole number >= 1", lambda v: _count(v, 1)),
+    "replay_capacity": ("a whole number >= 1", lambda v: _count(v, 1)),
+    "broadcast_interval": ("a whole number >= 1", lambda v: _count(v, 1)),
+    "max_nonfinite_updates": ("a whole number >= 1", lambda v: _count(v, 1)),
+    "warmup_updates": ("a whole number >= 0", lambda v: _count(v, 0)),
+    "replay_prefetch": ("a whole number >= 0", lambda v: _count(v, 0)),
+    "weight_decay": ("a number >= 0", lambda v: _number(v, 0)),
+    "free_nats": ("a number >= 0", lambda v: _number(v, 0)),
+    "entropy_scale": ("a number >= 0", lambda v: _number(v, 0)),
+    "gamma": ("in [0, 1), the paper has 1 - 1/333", lambda v: _number(v, 0) and v < 1),
+    "gae_lambda": ("in [0, 1]", lambda v: _number(v, 0) and v <= 1),
+    "return_normalization_decay": ("in [0, 1)", lambda v: _number(v, 0) and v < 1),
+    "precision": (f"one of {PRECISIONS}", lambda v: v in PRECISIONS),
+    "symlog_obs": ('True, False or "auto"', lambda v: v in (True, False, "auto")),
+    "learner_threads": ('"auto" or a whole number >= 1', lambda v: v == "auto" or _count(v, 1)),
 }
 
 
@@ -92,6 +131,7 @@ class DreamerConfig(AlgorithmConfig):
         self.weight_decay = 0.0
         self.max_nonfinite_updates = 10
         self.precision = "auto"
+        self.compile = True
         self.learner_threads: int | str = "auto"
         # Replay.
         self.training_ratio = 256.0
@@ -138,6 +178,7 @@ class DreamerConfig(AlgorithmConfig):
         max_nonfinite_updates: int = NotProvided,
         precision: str = NotProvided,
         use_float16: bool = NotProvided,
+        compile: bool = NotProvided,
         learner_threads: int | str = NotProvided,
         replay_capacity: int = NotProvided,
         replay_online: bool = NotProvided,
@@ -178,6 +219,8 @@ class DreamerConfig(AlgorithmConfig):
             precision: "float32", "bfloat16" or "auto": bfloat16 where the learner's device is
                 faster with it.
             use_float16: True is precision="bfloat16", False is "float32".
+            compile: Whether chains of small operations are fused, by native kernels on a CPU and by
+                `torch.compile` on CUDA. Without a C compiler they run one by one.
             learner_threads: CPU threads of each learner; "auto" takes what the machine has.
             replay_capacity: Steps that the replay holds.
             replay_online: Whether every fresh sequence is replayed once before any is drawn.
@@ -225,26 +268,11 @@ class DreamerConfig(AlgorithmConfig):
         """
         super().validate()
         model_config(self.model_size)
-        positive = (
-            "training_ratio",
-            "batch_size_B",
-            "batch_length_T",
-            "horizon_H",
-            "agc",
-            "replay_capacity",
-            "broadcast_interval",
-            "max_nonfinite_updates",
-        )
-        for name in positive:
-            value = getattr(self, name)
-            if not (isinstance(value, (int, float)) and math.isfinite(value) and value > 0):
-                self._value_error(f"`{name}`={value!r} must be a number > 0.")
-        if self.batch_length_T < 2:
-            self._value_error(f"`batch_length_T`={self.batch_length_T} must be at least 2.")
-        if self.precision not in PRECISIONS:
-            self._value_error(f"`precision`={self.precision!r} must be one of {PRECISIONS}.")
-        if not 0.0 <= self.gamma < 1.0:
-            self._value_error(f"`gamma`={self.gamma} must be in [0, 1), the paper has 1 - 1/333.")
+        for name, (allowed, holds) in _RANGES.items():
+            if not holds(getattr(self, name)):
+                self._value_error(f"`{name}`={getattr(self, name)!r} must be {allowed}.")
+        self._validate_learning_rates()
+        self._validate_loss_scales()
         if self.train_actor and not self.train_critic:
             self._value_error("`train_actor`=True needs `train_critic`=True: set both or neither.")
         if self.train_batch_size is not None:
@@ -262,12 +290,6 @@ class DreamerConfig(AlgorithmConfig):
                 f"`batch_size_B`={self.batch_size_B} must be a multiple of `num_learners`="
                 f"{self.num_learners}, so that every learner gets as many rows: change either."
             )
-        unknown = self.loss_scales.keys() - LossConfig().scales.keys()
-        if unknown:
-            self._value_error(
-                f"`loss_scales` has unknown terms {sorted(unknown)}: it takes "
-                f"{sorted(LossConfig().scales)}."
-            )
         if self.is_multi_agent:
             self._value_error(
                 "several agents are not supported: `DreamerTorch` keeps one stream of replay for "
@@ -275,6 +297,31 @@ class DreamerConfig(AlgorithmConfig):
             )
         if not (self.enable_rl_module_and_learner and self.enable_env_runner_and_connector_v2):
             self._value_error("`DreamerTorch` needs the new API stack: leave `api_stack` alone.")
+
+    def _validate_learning_rates(self) -> None:
+        """Checks `lr` and the rates of the single parts: numbers or schedules, none missing."""
+        for part in OPTIMIZERS:
+            name = f"{part}_lr"
+            own = getattr(self, name)
+            if own is None and self.lr is None:
+                self._value_error(f"`{name}` and `lr` are both None: set either, `lr` is for all.")
+            Scheduler.validate(
+                fixed_value_or_schedule=self.lr if own is None else own,
+                setting_name=name,
+                description="learning rate",
+            )
+
+    def _validate_loss_scales(self) -> None:
+        """Checks the names and values of `loss_scales`."""
+        negative = {k: v for k, v in self.loss_scales.items() if not _number(v, 0)}
+        if negative:
+            self._value_error(f"`loss_scales` must be numbers >= 0, got {negative}.")
+        unknown = self.loss_scales.keys() - LossConfig().scales.keys()
+        if unknown:
+            self._value_error(
+                f"`loss_scales` has unknown terms {sorted(unknown)}: it takes "
+                f"{sorted(LossConfig().scales)}."
+            )
 
     @property
     def loss_config(self) -> LossConfig:
@@ -421,13 +468,16 @@ class DreamerTorch(Algorithm):
         cut = [
             {key: x[i * rows : (i + 1) * rows] for key, x in batch.items()} for i in range(learners)
         ]
-        shards = [MultiAgentBatch({DEFAULT_MODULE_ID: SampleBatch(c)}, env_steps=steps) for c in cut]
+        shards = [
+            MultiAgentBatch({DEFAULT_MODULE_ID: SampleBatch(c)}, env_steps=steps) for c in cut
+        ]
         return {"batches": shards} if self.config.num_learners > 1 else {"batch": shards[0]}
 
     def step(self) -> dict[str, Any]:
         """One iteration; adds the counters that RLlib does not keep."""
         result: dict[str, Any] = super().step()
         self._keep_last_returns(result[ENV_RUNNER_RESULTS])
+        self._on_learners(lambda learner: release_memory())
         now, (then, agent_steps, updates) = time.monotonic(), self._rate_mark
         elapsed = max(now - then, 1e-9)
         self._rate_mark = (now, self._agent_steps, self._updates)
@@ -454,19 +504,33 @@ class DreamerTorch(Algorithm):
         results.update(self._last_returns)
 
     def save_to_path(self, path: Any = None, **kwargs: Any) -> str:
-        """Saves everything, the replay included, and seals the folder with a manifest."""
-        saved = Path(super().save_to_path(path, **kwargs))
-        if self.config.store_buffer_in_checkpoints:
-            self.replay.save(saved / REPLAY_FOLDER)
-        checkpoint.seal(saved)
-        return str(saved)
+        """Saves everything, the replay included, and seals the folder with a manifest.
+
+        Raises:
+            ValueError: If the path is not a folder of this machine.
+        """
+        if "://" in str(path) or kwargs.get("filesystem") is not None:
+            raise ValueError(
+                f"save_to_path takes a folder of this machine, got {path}: save there and copy it, "
+                "or let Tune upload checkpoints, tune.RunConfig(storage_path=...)."
+            )
+        folder = Path(tempfile.mkdtemp() if path is None else path)
+        with checkpoint.writing(folder) as target:
+            super().save_to_path(target, **kwargs)
+            shutil.rmtree(target / REPLAY_FOLDER, ignore_errors=True)
+            if self.config.store_buffer_in_checkpoints:
+                self.replay.save(target / REPLAY_FOLDER)
+        return str(folder)
 
     def restore_from_path(self, path: Any, *args: Any, **kwargs: Any) -> None:
-        """Restores everything that the checkpoint holds.
+        """Restores everything that the checkpoint holds, or only `component`, as RLlib has it.
 
         Raises:
             ValueError: If the checkpoint is incomplete or damaged.
         """
+        if kwargs.get("component") is not None:
+            super().restore_from_path(path, *args, **kwargs)
+            return
         folder = Path(path)
         checkpoint.verify(folder)
         super().restore_from_path(path, *args, **kwargs)
@@ -500,6 +564,7 @@ class DreamerTorch(Algorithm):
     def cleanup(self) -> None:
         """Stops the replay's thread and RLlib's parts."""
         self._batches.close()
+        self.replay.close()
         super().cleanup()
 
 

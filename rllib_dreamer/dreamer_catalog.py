@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import fields
 from typing import Any
 
@@ -10,6 +10,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 from ray.rllib.core.models.catalog import Catalog
+from ray.rllib.core.rl_module.default_model_config import DefaultModelConfig
 from torch import nn
 
 from rllib_dreamer.model.agent import Agent
@@ -38,6 +39,9 @@ class DreamerCatalog(Catalog):
         ValueError: If a leaf of a space is of an unsupported kind or shape.
     """
 
+    #: Keys of `model_config` that a subclass reads, beside those above.
+    extra_settings: tuple[str, ...] = ()
+
     observation_leaves: dict[str, gym.Space]
     action_leaves: dict[str, gym.Space]
 
@@ -48,11 +52,12 @@ class DreamerCatalog(Catalog):
         self.obs_specs = {k: self.obs_spec(k, s) for k, s in self.observation_leaves.items()}
         self.action_specs = {k: action_spec(k, s) for k, s in self.action_leaves.items()}
         _check_image_sizes(self.obs_specs)
-        names = {field.name for field in fields(ModelConfig)}
-        settings = {k: v for k, v in self._model_config_dict.items() if k in names}
-        size = self._model_config_dict.get("model_size", "12M")
-        self.model_config: ModelConfig = model_config(size, **settings)
-        self.loss_config = LossConfig(**self._model_config_dict.get("loss", {}))
+        _check_names(self.obs_specs)
+        given = self._model_config_dict
+        self.model_config: ModelConfig = model_config(
+            given.get("model_size", "12M"), **model_settings(given, self.extra_settings)
+        )
+        self.loss_config = LossConfig(**given.get("loss", {}))
         self.latent_dims = (self.model_config.feat,)
 
     def obs_spec(self, key: str, space: gym.Space) -> ObsSpec:
@@ -118,6 +123,12 @@ def action_spec(key: str, space: gym.Space) -> ActionSpec:
         limits = tuple(discrete) if len(set(discrete)) > 1 else ()
         return ActionSpec("discrete", len(discrete), max(discrete), limits)
     if isinstance(space, spaces.Box) and np.issubdtype(space.dtype, np.floating):
+        bounds = np.stack([space.bounded_below, space.bounded_above])
+        if bounds.any() and not bounds.all():
+            raise ValueError(
+                f"action_space[{key!r}] = {space} is bounded in part: actions are scaled to the "
+                "bounds, so give every component both bounds, or none any."
+            )
         return ActionSpec("continuous", int(np.prod(space.shape, dtype=int)))
     raise ValueError(
         f"action_space[{key!r}] = {space} is not supported: use a floating-point Box, Discrete, "
@@ -152,17 +163,33 @@ def _check_image_sizes(specs: Mapping[str, ObsSpec]) -> None:
         )
 
 
-def catalog_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Checks a `model_config` dict: unknown fields are named, not ignored.
+def _check_names(specs: Mapping[str, ObsSpec]) -> None:
+    """Raises ValueError if a leaf is called like a loss: its reconstruction loss has its name."""
+    taken = sorted(specs.keys() & (LossConfig().scales.keys() - {"rec"}))
+    if taken:
+        raise ValueError(
+            f"observation_space has keys {taken}, which are names of losses: rename them, for "
+            f"example to {[f'last_{key}' for key in taken]}."
+        )
+
+
+def model_settings(given: Mapping[str, Any], extra: Collection[str] = ()) -> dict[str, Any]:
+    """Returns the fields of `ModelConfig` in a `model_config` dict: no other key is let pass.
+
+    Args:
+        given: What the RLModule got: our settings, the user's, and where the user gave a
+            `DefaultModelConfig` all of RLlib's, which mean nothing here.
+        extra: More keys that are allowed.
 
     Raises:
-        ValueError: If a key is neither a field of `ModelConfig` nor one of ours.
+        ValueError: If a key means nothing.
     """
-    known = {field.name for field in fields(ModelConfig)} | {"model_size", "loss"}
-    unknown = sorted(set(settings) - known)
+    ours = {field.name for field in fields(ModelConfig)}
+    rllib = {field.name for field in fields(DefaultModelConfig)}
+    unknown = sorted(set(given) - ours - rllib - {"model_size", "loss", *extra})
     if unknown:
         raise ValueError(
-            f"model_config has unknown keys {unknown}: it takes fields of ModelConfig, "
-            f"{', '.join(sorted(known))}."
+            f"model_config has unknown keys {unknown}: it takes the fields of ModelConfig, "
+            f"{', '.join(sorted(ours))}; a catalog may add some by `extra_settings`."
         )
-    return dict(settings)
+    return {key: value for key, value in given.items() if key in ours}

@@ -11,7 +11,7 @@ from ray.rllib.core.learner.torch.torch_learner import TorchLearner
 from torch import Tensor
 
 from rllib_dreamer.dreamer_torch_rl_module import DreamerTorchRLModule
-from rllib_dreamer.hardware import resolve_precision, prepare_cpu
+from rllib_dreamer.hardware import prepare_cpu, resolve_precision
 from rllib_dreamer.model import ops
 from rllib_dreamer.model.agent import Agent
 from rllib_dreamer.model.optim import LaProp
@@ -36,11 +36,13 @@ class DreamerTorchLearner(TorchLearner):
         """Builds modules and optimizers and lets the agents see the other learners."""
         prepare_cpu(self.config)
         self._latents: dict[str, tuple[Tensor, Tensor]] = {}
+        self._normalizers: dict[str, dict[str, Tensor]] = {}
         self._nonfinite_in_a_row = 0
         super().build()
         for module_id in self.module.keys():
             agent = self.agent(module_id)
             agent.dtype = resolve_precision(self.config.precision, self._device)
+            agent.compile = self.config.compile
             if self.distributed:
                 agent.behavior.gather = all_gather
         if self.distributed and self.config.seed is not None:
@@ -64,7 +66,10 @@ class DreamerTorchLearner(TorchLearner):
         for name, part in parts.items():
             params = list(part.parameters())
             optimizer = LaProp(
-                params, agc=config.agc, warmup=config.warmup_updates, weight_decay=config.weight_decay
+                params,
+                agc=config.agc,
+                warmup=config.warmup_updates,
+                weight_decay=config.weight_decay,
             )
             own = getattr(config, f"{name}_lr")
             self.register_optimizer(
@@ -75,8 +80,20 @@ class DreamerTorchLearner(TorchLearner):
                 lr_or_lr_schedule=config.lr if own is None else own,
             )
 
+    def before_gradient_based_update(self, *, timesteps: dict[str, Any]) -> None:
+        """Keeps the return normalisers, which the losses move before anyone sees the gradients."""
+        super().before_gradient_based_update(timesteps=timesteps)
+        for module_id in self.module.keys():
+            state = self.agent(module_id).behavior.normalizer.state_dict()
+            self._normalizers[module_id] = {name: x.clone() for name, x in state.items()}
+
     def compute_loss_for_module(
-        self, *, module_id: str, config: DreamerConfig, batch: dict[str, Any], fwd_out: dict[str, Any]
+        self,
+        *,
+        module_id: str,
+        config: DreamerConfig,
+        batch: dict[str, Any],
+        fwd_out: dict[str, Any],
     ) -> Tensor:
         """Weighs the losses into one; keeps the latents that go back to the replay."""
         self._latents[module_id] = fwd_out["deter"], fwd_out["stoch"]
@@ -113,6 +130,9 @@ class DreamerTorchLearner(TorchLearner):
         steps = []
         for module_id, names in self._module_optimizers.items():
             for name in names:
+                part = name.removeprefix(f"{module_id}_")
+                if not getattr(self.config, f"train_{part}", True):
+                    continue  # its momentum and weight decay would move it without any gradient
                 optimizer = self.get_optimizer(module_id, name)
                 assert isinstance(optimizer, LaProp)
                 optimizer.step()
@@ -123,6 +143,8 @@ class DreamerTorchLearner(TorchLearner):
 
     def _skip_update(self) -> None:
         self._latents.clear()
+        for module_id, state in self._normalizers.items():
+            self.agent(module_id).behavior.normalizer.load_state_dict(state)
         self._nonfinite_in_a_row += 1
         if self._nonfinite_in_a_row >= self.config.max_nonfinite_updates:
             raise RuntimeError(

@@ -77,5 +77,3 @@ class DreamerTorchRLModule(TorchRLModule, InferenceOnlyAPI):
         leaves = {f"obs/{key}": space for key, space in self.catalog.observation_leaves.items()}
         leaves |= {f"action/{key}": space for key, space in self.catalog.action_leaves.items()}
         return {k: canonical(x, leaves[k]) if k in leaves else x for k, x in batch.items()}
-
-

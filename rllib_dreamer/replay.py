@@ -107,7 +107,9 @@ class Replay:
         _require(1 <= chunk_length <= capacity // 2, "chunk_length", chunk_length, allowed)
         num_chunks = capacity // chunk_length
         least = f">= {batch_length + chunk_length} (steps), one chunk and batch_length_T"
-        _require((num_chunks - 1) * chunk_length >= batch_length, "replay_capacity", capacity, least)
+        _require(
+            (num_chunks - 1) * chunk_length >= batch_length, "replay_capacity", capacity, least
+        )
         self.batch_size, self.batch_length = batch_size, batch_length
         self._spaces = observation_space, action_space
         self._online = online
@@ -210,8 +212,8 @@ class Replay:
                 streams = len(self._index.streams)
                 raise ValueError(
                     f"replay holds {len(self)} steps in {streams} streams, sampling needs "
-                    f"batch_length_T + 1 = {self.batch_length + 1} consecutive steps in one stream: "
-                    "add more steps first, lower batch_length_T, or raise replay_capacity"
+                    f"batch_length_T + 1 = {self.batch_length + 1} consecutive steps of one "
+                    "stream: add more steps first, lower batch_length_T, or raise replay_capacity"
                 )
             index = self._index.draw(self._rng, self.batch_size)  # (B, T+1)
             batch = self._storage.gather(index)

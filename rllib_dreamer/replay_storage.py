@@ -288,8 +288,8 @@ class DiskStorage(StepStorage):
                     f"replay_directory {str(self.directory)!r} holds a replay of "
                     f"{found['num_chunks'] * found['chunk_length']:,} steps with columns "
                     f"{[c[0] for c in found['columns']]}, which is not the one configured "
-                    f"({self.num_rows:,} steps with columns {list(self.layout)}): keep replay_capacity, "
-                    "spaces and model_size as they were, or choose an empty directory"
+                    f"({self.num_rows:,} steps with columns {list(self.layout)}): keep "
+                    "replay_capacity, spaces and model_size as they were, or choose an empty one"
                 )
         else:
             check_disk(self.num_rows * step_nbytes(self.layout), self.directory)
@@ -340,7 +340,7 @@ class DiskStorage(StepStorage):
         if run != self.run:
             raise ValueError(
                 f"replay_directory {str(self.directory)!r} holds the steps of run {self.run}, the "
-                f"checkpoint needs those of run {run}: set replay_directory to the one that was used "
+                f"checkpoint needs those of run {run}: set replay_directory to the one used "
                 "when the checkpoint was written (a new run in it replaces the old one)"
             )
         self._started = True

@@ -1,8 +1,8 @@
 """Nested Gymnasium spaces as flat dicts of leaves, and values along with them.
 
 The model, the replay and the catalog see observations and actions only as flat dicts keyed by the
-path of the leaf (`"camera/front"`; the members of a Tuple are `"0"`, `"1"`, ...). Keys are sorted, so
-that the order in which features are concatenated depends on the space alone.
+path of the leaf (`"camera/front"`; the members of a Tuple are `"0"`, `"1"`, ...). Keys are sorted,
+so that the order in which features are concatenated depends on the space alone.
 """
 
 from __future__ import annotations
@@ -97,12 +97,12 @@ def canonical(leaf: Any, space: gym.Space) -> Any:
         leaf = leaf - int(space.start)
     elif isinstance(space, spaces.MultiDiscrete) and np.any(space.start):
         leaf = leaf - _like(space.start, leaf)
-    return leaf.reshape(*lead, -1)
+    return leaf.reshape((*lead, -1))
 
 
 def restore(leaf: Any, space: gym.Space) -> Any:
     """The inverse of `canonical` for action leaves: (..., n) -> (..., *space.shape)."""
-    leaf = leaf.reshape(*leaf.shape[:-1], *(space.shape or ()))
+    leaf = leaf.reshape((*leaf.shape[:-1], *(space.shape or ())))
     if isinstance(space, spaces.Discrete) and space.start:
         return leaf + int(space.start)
     if isinstance(space, spaces.MultiDiscrete) and np.any(space.start):

@@ -14,7 +14,9 @@ SHARED = HERE.parents[1] / "shared" / "golden"
 
 Errors = dict[str, dict[str, float]]
 ERRORS = pytest.StashKey[Errors]()  # group -> file -> largest relative error
-UNCOMPARED = pytest.StashKey[dict[str, list[str]]]()  # file -> results that nothing was held against
+UNCOMPARED = pytest.StashKey[
+    dict[str, list[str]]
+]()  # file -> results that nothing was held against
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -23,16 +25,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--golden",
         metavar="DIR",
         type=Path,
-        help="folder of golden .npz files (default: ../shared/golden if it exists, else tests/data)",
+        help="folder of golden .npz files (default: ../shared/golden if there, else tests/data)",
     )
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Prepares the summary; two threads keep tiny models fast and runs repeatable."""
+    """Prepares the summary; with tiny models one thread is the fastest, and runs are repeatable."""
     config.stash[ERRORS] = {}
     config.stash[UNCOMPARED] = {}
     golden_folder(config)  # a wrong option is refused before anything runs
-    torch.set_num_threads(min(2, torch.get_num_threads()))
+    torch.set_num_threads(1)
 
 
 def golden_folder(config: pytest.Config) -> Path:
@@ -66,7 +68,7 @@ def units_path(pytestconfig: pytest.Config) -> Path:
 
 @pytest.fixture(scope="session")
 def note_error(pytestconfig: pytest.Config) -> Callable[[str, str, float], float]:
-    """A function (group, file, relative error) that keeps the largest one, and returns the error."""
+    """A function (group, file, relative error) that keeps the largest and returns the error."""
 
     def note(group: str, file: str, error: float) -> float:
         files = pytestconfig.stash[ERRORS].setdefault(group, {})

@@ -159,7 +159,9 @@ class Golden:
         key = prefix + official
         if key not in self.arrays:  # the leaf of a head may have another name
             folder, leaf = key.rsplit("/", 2)[0], key.rsplit("/", 1)[1]
-            (key,) = [k for k in self.arrays if re.fullmatch(f"{re.escape(folder)}/[^/]+/{leaf}", k)]
+            (key,) = [
+                k for k in self.arrays if re.fullmatch(f"{re.escape(folder)}/[^/]+/{leaf}", k)
+            ]
         return key
 
     def read(self, prefix: str, name: str, like: Tensor) -> Tensor:

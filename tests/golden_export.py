@@ -98,6 +98,19 @@ CASES = [
 ]
 
 
+TINY = Case(  # for tests of single modules, which take many forward passes
+    name="tiny",
+    obs={"camera": image(8, 8, 1), "camera.back": image(8, 8, 2), "flag": discrete(3)}
+    | {"matrix": box(2, 2), "scalar": box()},
+    actions={"arm/left": box(2), "keys": discrete(3, 2)},
+    size={"deter": 16, "hidden": 8, "classes": 4, "depth": 2, "units": 8, "stoch": 3}
+    | {"blocks": 2, "bspace": 2, "mults": [2, 4]},
+    horizon=2,
+    eps=0.3,
+    steps=5,
+)
+
+
 def configuration(case: Case) -> dict[str, Any]:
     """The JSON entry `config`."""
     stack = {"layers": 2, "kernel": 5, "symlog": True, "strided": False, "outer": False}

@@ -1,7 +1,8 @@
 """Runs our model on a golden file and names everything that it computes as the file does.
 
-The forward pass under test is `Agent.forward` itself: four calls inside it are overheard (filtering,
-imagination and the two kinds of returns), heads are evaluated once more on the states overheard.
+The forward pass under test is `Agent.forward` itself: four calls inside it are overheard
+(filtering, imagination and the two kinds of returns), heads are evaluated once more on the states
+overheard.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from rllib_dreamer.model.optim import clip_by_parameter_norm
 from rllib_dreamer.model.rssm import State
 from rllib_dreamer.model.world_model import kl_losses
 
-# Gradients agree to 4e-6 of their norm, so elements below this share of a tensor's largest are noise.
+# Gradients agree to 4e-6 of their norm: elements below this share of a tensor's largest are noise.
 # Nearly all of them belong to far bins of the two-hot heads, whose probability is 1e-10.
 NEGLIGIBLE = 1e-5
 
@@ -174,7 +175,7 @@ def imagined_outputs(golden: Golden, agent: Agent, recording: Recording) -> dict
 
 
 def policy_outputs(golden: Golden, agent: Agent, recording: Recording) -> dict[str, Tensor]:
-    """Action taken, policy, log-probability and entropy of each action leaf along the trajectory."""
+    """Action, policy, log-probability and entropy of each action leaf along the trajectory."""
     trajectory = recording.calls["imagine"].result
     result = {}
     for key, dist in agent.behavior.actor(trajectory.feat).items():
@@ -320,7 +321,15 @@ def train(golden: Golden, agent: Agent, updates: int = 2) -> list[Update]:
         norm = agent.behavior.normalizer
         losses = {name: loss.detach() for name, loss in output.losses.items()}
         results.append(
-            Update(total.detach(), losses, grads, factors, params | slow, norm.low.clone(), norm.high.clone())
+            Update(
+                total.detach(),
+                losses,
+                grads,
+                factors,
+                params | slow,
+                norm.low.clone(),
+                norm.high.clone(),
+            )
         )
     return results
 
@@ -328,8 +337,8 @@ def train(golden: Golden, agent: Agent, updates: int = 2) -> list[Update]:
 def decided(golden: Golden, name: str, like: Tensor, update: int) -> Tensor:
     """True for the elements of a parameter whose gradients up to an update are more than noise.
 
-    The first update is lr * sign(g), so an element whose gradient is smaller than the noise may turn
-    round; the second depends on g2 / g1. Exact zeros count as decided: nothing moves there.
+    The first update is lr * sign(g), so an element whose gradient is smaller than the noise may
+    turn round; the second depends on g2 / g1. Exact zeros count as decided: nothing moves there.
     """
     result = torch.ones_like(like, dtype=torch.bool)
     for i in range(1, update + 1):
@@ -342,8 +351,8 @@ def decided(golden: Golden, name: str, like: Tensor, update: int) -> Tensor:
 def settle(golden: Golden, params: Mapping[str, Tensor], update: int) -> None:
     """Gives undecided elements the file's value, so that both go on from the same point.
 
-    A single weight of the first convolution, off by two learning rates, changes the next gradient by
-    several percent.
+    A single weight of the first convolution, off by two learning rates, changes the next gradient
+    by several percent.
     """
     if golden.keys(f"out/param{update}/"):
         for name, param in params.items():

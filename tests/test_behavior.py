@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from golden_export import CASES, agent_and_batch
+from golden_export import TINY, agent_and_batch
 from golden_run import gradient_norms, record
 from torch import Tensor
 
@@ -20,21 +21,26 @@ from rllib_dreamer.model.rssm import State
 from rllib_dreamer.model.sizes import LossConfig
 from rllib_dreamer.model.world_model import encode_action
 
-CASE = CASES[0]
+CASE = TINY
 B, T, H = CASE.rows, CASE.steps, CASE.horizon
+
+
+_AGENT, _BATCH = agent_and_batch(CASE)
 
 
 @pytest.fixture
 def agent() -> Agent:
-    return agent_and_batch(CASE)[0]
+    return copy.deepcopy(_AGENT)
 
 
 @pytest.fixture
 def batch() -> dict[str, Tensor]:
-    return agent_and_batch(CASE)[1]
+    return {key: x.clone() for key, x in _BATCH.items()}
 
 
-@pytest.mark.parametrize(("variant", "rate", "limit"), [("default", 0.01, 1.0), ("fast", 0.2, 1e-8)])
+@pytest.mark.parametrize(
+    ("variant", "rate", "limit"), [("default", 0.01, 1.0), ("fast", 0.2, 1e-8)]
+)
 def test_return_normaliser_is_the_official_one(
     units_path: Path, variant: str, rate: float, limit: float
 ) -> None:
@@ -48,7 +54,12 @@ def test_return_normaliser_is_the_official_one(
     )
     for step, returns in enumerate(x["retnorm/in"]):
         scale = normalizer.update(returns)
-        ours = {"lo": normalizer.low, "hi": normalizer.high, "offset": normalizer.low, "scale": scale}
+        ours = {
+            "lo": normalizer.low,
+            "hi": normalizer.high,
+            "offset": normalizer.low,
+            "scale": scale,
+        }
         for key, value in ours.items():
             expected = x[f"retnorm/{variant}/{key}"][step]
             torch.testing.assert_close(value, expected, rtol=1e-5, atol=1e-6)
@@ -84,8 +95,11 @@ def test_which_loss_reaches_what(agent: Agent, batch: dict[str, Tensor]) -> None
     norms = gradient_norms(agent, agent(batch))
     reached = {"policy": {"pol"}, "value": {"val"}, "repval": {"enc", "dyn", "val"}}
     for loss, modules in reached.items():
-        found = {m for m in ("enc", "dyn", "dec", "rew", "con", "pol", "val", "slow")
-                 if norms[f"out/gradnorm/{loss}/{m}"] > 0}
+        found = {
+            m
+            for m in ("enc", "dyn", "dec", "rew", "con", "pol", "val", "slow")
+            if norms[f"out/gradnorm/{loss}/{m}"] > 0
+        }
         assert found == modules, loss
 
 
@@ -181,8 +195,10 @@ def test_slow_critic_follows_slowly(agent: Agent) -> None:
 
 
 def test_slow_critic_starts_as_a_copy_without_gradients() -> None:
-    agent = agent_and_batch(CASES[1])[0]
-    names = [dict(m.named_parameters()) for m in (agent.behavior.critic, agent.behavior.slow_critic)]
+    agent = _AGENT
+    names = [
+        dict(m.named_parameters()) for m in (agent.behavior.critic, agent.behavior.slow_critic)
+    ]
     assert names[0].keys() == names[1].keys()
     assert not any(p.requires_grad for p in names[1].values())
 

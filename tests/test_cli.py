@@ -236,11 +236,18 @@ def test_values_are_typed(text: str, value: object) -> None:
 
 def test_overrides_reach_plain_dict_and_aliased_fields() -> None:
     config = PPOConfig().environment("CartPole-v1", env_config={"a": 1})
-    settings = ["lr=0.5", "env_config.b.c=2", "lambda=0.9", "model_config.x=3", "num_env_runners=2"]
+    settings = [
+        "lr=0.5",
+        "env_config.b.c=2",
+        "lambda=0.9",
+        "model_config.x=3",
+        "model_config.y=4",
+        "num_env_runners=2",
+    ]
     apply_overrides(config, settings)
     assert (config.lr, config.lambda_, config.num_env_runners) == (0.5, 0.9, 2)
     assert config.env_config == {"a": 1, "b": {"c": 2}}
-    assert config._model_config["x"] == 3
+    assert config._model_config == {"x": 3, "y": 4}
 
 
 @pytest.mark.parametrize(

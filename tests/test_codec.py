@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from golden_export import CASES, agent_and_batch
+from golden_export import TINY, agent_and_batch
 from torch import Tensor, nn
 
 from rllib_dreamer.model import ops
@@ -147,9 +147,9 @@ def test_different_keys_have_different_modules() -> None:
 
 def test_every_kind_of_leaf_is_learned_from() -> None:
     """No leaf is forgotten: each one's loss sends gradients to the decoder and to the encoder."""
-    agent, batch = agent_and_batch(CASES[0])
+    agent, batch = agent_and_batch(TINY)
     losses = agent(batch).losses
-    for key in CASES[0].obs:
+    for key in TINY.obs:
         agent.zero_grad()
         losses[key].mean().backward(retain_graph=True)
         for part in (agent.world.decoder, agent.world.encoder):

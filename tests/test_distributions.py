@@ -67,7 +67,13 @@ def test_untrained_two_hot_predicts_exactly_zero(units: dict[str, Tensor]) -> No
 
 @pytest.mark.parametrize(
     ("target", "expected"),
-    [(0.25, {3: 0.75, 4: 0.25}), (1.0, {4: 1.0}), (9.0, {6: 1.0}), (-7.5, {0: 1.0}), (0.0, {3: 1.0})],
+    [
+        (0.25, {3: 0.75, 4: 0.25}),
+        (1.0, {4: 1.0}),
+        (9.0, {6: 1.0}),
+        (-7.5, {0: 1.0}),
+        (0.0, {3: 1.0}),
+    ],
 )
 def test_two_hot_by_hand(target: float, expected: dict[int, float]) -> None:
     bins = torch.tensor([-5.0, -2.0, -1.0, 0.0, 1.0, 2.0, 5.0])

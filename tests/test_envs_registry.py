@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import pickle
 import subprocess
 import sys
+from pathlib import Path
 
 import gymnasium as gym
 import numpy as np
@@ -18,7 +20,8 @@ from ray.rllib.env.multi_agent_env import MultiAgentEnv
 from ray.tune.registry import ENV_CREATOR, _global_registry
 
 from rllib_dreamer import envs
-from rllib_dreamer.envs import rendering, wrappers
+from rllib_dreamer.envs import atari, dmc, rendering, robosuite, wrappers
+from rllib_dreamer.envs import gymnasium as gymnasium_ids
 
 
 class Slider(gym.Env):
@@ -71,6 +74,22 @@ def test_every_family_is_listed_in_both_spellings():
 )
 def test_action_repeat(name, config, expected):
     assert envs.action_repeat(name, config) == expected
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        dmc.DmcOptions,
+        robosuite.RobosuiteOptions,
+        atari.Atari100kOptions,
+        gymnasium_ids.GymnasiumOptions,
+    ],
+)
+def test_every_key_is_in_the_table_of_the_docs(options):
+    page = Path(__file__).parents[1] / "docs" / "environments.md"
+    rows = [line for line in page.read_text().splitlines() if line.startswith("| `")]
+    keys = {row.split("`")[1] for row in rows}
+    assert {field.name for field in dataclasses.fields(options)} <= keys
 
 
 def test_names_survive_a_new_ray_cluster():
@@ -227,7 +246,7 @@ except RuntimeError as error:
         [sys.executable, "-W", "ignore", "-c", code],
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=300,
         env=os.environ.copy(),
     )
     assert result.stdout.strip().endswith("refused"), result.stdout + result.stderr

@@ -29,7 +29,7 @@ def run_python(code):
         [sys.executable, "-W", "ignore", "-c", code],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
         env=clean,
     )
 

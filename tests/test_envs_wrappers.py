@@ -154,7 +154,7 @@ def test_resize_averages_instead_of_dropping_pixels():
 
 def test_resizing_needs_a_single_picture():
     with pytest.raises(
-        ValueError, match=r"env_config\['size'\] needs an env with one uint8 picture"
+        ValueError, match=r"env_config\['size'\] needs an env that observes one uint8"
     ):
         wrappers.ResizePicture(gym.make("CartPole-v1"), (64, 64))
 

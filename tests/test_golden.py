@@ -289,7 +289,9 @@ def run_on(folder: Path, selection: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_runs_over_a_folder_of_unseen_files(exported: Path) -> None:
-    selection = "outputs or reaches or gradients or clipping or optimizer or parameters or slow or log"
+    selection = (
+        "outputs or reaches or gradients or clipping or optimizer or parameters or slow or log"
+    )
     done = run_on(exported, selection)
     assert done.returncode == 0, done.stdout[-4000:]
     for case in CASES:
@@ -309,7 +311,7 @@ def test_a_wrong_file_in_a_folder_fails(exported: Path, tmp_path: Path) -> None:
 
 def test_a_folder_without_files_is_refused(tmp_path: Path) -> None:
     config = mock.Mock(getoption=lambda name: tmp_path)
-    with pytest.raises(pytest.UsageError, match="found no .npz file; give a folder of them"):
+    with pytest.raises(pytest.UsageError, match=r"found no \.npz file; give a folder of them"):
         golden_folder(config)
 
 
@@ -317,5 +319,5 @@ def test_unsupported_setting_is_refused(tmp_path: Path) -> None:
     arrays = dict(np.load(DATA / "vector_discrete.npz"))
     config = str(arrays["config"]).replace('"slowtar": false', '"slowtar": true')
     np.savez(tmp_path / "slow.npz", **{**arrays, "config": np.array(config)})
-    with pytest.raises(ValueError, match="slow.npz: imag_loss/slowtar=True is not supported"):
+    with pytest.raises(ValueError, match=r"slow\.npz: imag_loss/slowtar=True is not supported"):
         Golden(tmp_path / "slow.npz")

@@ -28,14 +28,14 @@ def test_refuses_an_observation_of_another_shape_and_stores_nothing_of_it() -> N
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"capacity": 1}, "capacity is 1, allowed is >= 2"),
+        ({"capacity": 1}, "replay_capacity is 1, allowed is >= 2"),
         (
             {"capacity": 14, "batch_length": 8},
-            "capacity is 14, allowed is >= 15 .steps., one chunk",
+            "replay_capacity is 14, allowed is >= 15 .steps., one chunk",
         ),
-        ({"batch_size": 0}, "batch_size is 0, allowed is >= 1"),
-        ({"batch_length": 0}, "batch_length is 0, allowed is >= 1"),
-        ({"chunk_length": 0}, "chunk_length is 0, allowed is 1 to capacity // 2 = 200"),
+        ({"batch_size": 0}, "batch_size_B is 0, allowed is >= 1"),
+        ({"batch_length": 0}, "batch_length_T is 0, allowed is >= 1"),
+        ({"chunk_length": 0}, "chunk_length is 0, allowed is 1 to replay_capacity // 2 = 200"),
     ],
 )
 def test_refuses_arguments_out_of_range(options: dict[str, Any], message: str) -> None:

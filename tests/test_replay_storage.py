@@ -34,11 +34,11 @@ def test_memory_check_names_need_and_remedy() -> None:
     check_memory(10, available=10)
     with pytest.raises(
         ValueError,
-        match=r"capacity 1,000 \(steps\) needs 2.0 GB .* only 1.0 GB "
-        r".* lower the capacity to at most 450.*'disk'",
+        match=r"replay_capacity 1,000 \(steps\) needs 2.0 GB .* only 1.0 GB "
+        r".* lower it to at most 450.*replay_directory",
     ):
         check_memory(2 * 10**9, capacity=1000, available=10**9)
-    with pytest.raises(ValueError, match=r"replay capacity 1,000,000,000 \(steps\) needs"):
+    with pytest.raises(ValueError, match=r"replay_capacity 1,000,000,000 \(steps\) needs"):
         make(capacity=10**9, chunk_length=10**6)
 
 
@@ -65,7 +65,7 @@ def test_memory_check_knows_containers(tmp_path: Path) -> None:
 
 
 def test_disk_check_names_need(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"replay directory .* needs 1000000000.0 GB"):
+    with pytest.raises(ValueError, match=r"replay_directory .* needs 1000000000.0 GB"):
         check_disk(10**18, tmp_path)
 
 

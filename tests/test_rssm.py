@@ -30,7 +30,9 @@ def units(units_path: Path) -> dict[str, Tensor]:
 
 
 def test_recurrent_cell_is_the_official_one(units: dict[str, Tensor]) -> None:
-    rssm = RSSM(E, A, ModelConfig(deter=32, hidden=12, classes=4, depth=4, units=12, stoch=3, blocks=4))
+    rssm = RSSM(
+        E, A, ModelConfig(deter=32, hidden=12, classes=4, depth=4, units=12, stoch=3, blocks=4)
+    )
     layers = {"dynin0": rssm.deter_in, "dynin1": rssm.stoch_in, "dynin2": rssm.action_in}
     with torch.no_grad():
         for name, layer in layers.items():
@@ -196,7 +198,9 @@ def test_imagination_samples_the_prior(rssm: RSSM) -> None:
 def test_observe_samples_the_posterior_with_its_frequencies(rssm: RSSM, inputs: Inputs) -> None:
     torch.manual_seed(0)
     n = 20_000
-    one = Inputs(*(State(*(s[:1] for s in x)) if isinstance(x, State) else x[:1, :1] for x in inputs))
+    one = Inputs(
+        *(State(*(s[:1] for s in x)) if isinstance(x, State) else x[:1, :1] for x in inputs)
+    )
     probs = ops.unimix_log_probs(observe(rssm, one).logits, CONFIG.unimix).exp()[0, 0]
     many = Inputs(
         State(*(s.expand(n, *s.shape[1:]) for s in one.state)),

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
+import ray
 import torch
 from gymnasium import spaces
 
@@ -117,9 +120,22 @@ def tiny_config(
     return config
 
 
+def start_ray() -> None:
+    """Starts Ray for this and later modules, unless it runs; it ends with the process."""
+    if not ray.is_initialized():
+        ray.init(
+            num_cpus=4,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            runtime_env={"env_vars": {"PYTHONPATH": str(Path(__file__).resolve().parent)}},
+        )
+
+
 @contextmanager
 def built(config: DreamerConfig) -> Iterator[DreamerTorch]:
     """The algorithm of a config, stopped at the end; on one thread, so that runs repeat bitwise."""
+    start_ray()
     torch.set_num_threads(1)
     algo = config.build_algo()
     try:

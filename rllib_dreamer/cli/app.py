@@ -1,6 +1,7 @@
 """The commands of `rllib`, and how their errors reach the screen.
 
-A further command is one line: `app.command()(its_function)`.
+A further command is one line: `app.command()(its_function)`, or an entry in `lazy.COMMANDS` if
+what it needs is slow to import or an extra.
 """
 
 from __future__ import annotations
@@ -14,10 +15,12 @@ from typing import Any
 import typer
 
 from rllib_dreamer.cli.errors import CommandError, RunFailed
+from rllib_dreamer.cli.lazy import LazyGroup
 from rllib_dreamer.cli.train import train_app
 
 app = typer.Typer(
     name="rllib",
+    cls=LazyGroup,
     help="Train and use RLlib algorithms.",
     add_completion=False,
     no_args_is_help=True,

@@ -191,7 +191,7 @@ class DmcEnv(gym.Env):
             visual.global_.offwidth = max(width, visual.global_.offwidth)
             return
         visual.global_.offheight, visual.global_.offwidth = height, width
-        visual.quality.shadowsize = SHADOW_SIZE
+        visual.quality.shadowsize = min(SHADOW_SIZE, visual.quality.shadowsize)
         if self.options.render == "faster":
             visual.quality.offsamples = 0
 

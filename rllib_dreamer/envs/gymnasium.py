@@ -76,7 +76,7 @@ def split_config(env_config: Mapping[str, Any]) -> tuple[GymnasiumOptions, dict[
     return options, {k: v for k, v in env_config.items() if k not in ours}
 
 
-def _quiet_pygame() -> None:
+def quiet_pygame() -> None:
     """Keeps pygame, which draws many of these envs, away from displays and sound cards."""
     os.environ.setdefault("SDL_AUDIODRIVER", "dummy")
     if not os.environ.get("DISPLAY") and not os.environ.get("WAYLAND_DISPLAY"):
@@ -92,7 +92,7 @@ def make(env_id: str, env_config: Mapping[str, Any] | None = None) -> gym.Env:
     options, kwargs = split_config(env_config or {})
     if options.observation != "state":
         kwargs.setdefault("render_mode", "rgb_array")
-        _quiet_pygame()
+        quiet_pygame()
     rendering.setup_rendering(required=False)
     try:
         env = gym.make(env_id, **kwargs)

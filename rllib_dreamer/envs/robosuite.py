@@ -370,7 +370,7 @@ class SceneRenderer:
         """Frees the OpenGL context."""
         _open.discard(self)
         rendering.note_rendering("mujoco")
-        self._renderer.render()  # makes this context current, so that nothing else is freed
+        self._renderer.render()  # freeing works on the current context: makes it this one
         self._renderer.close()
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import importlib
+import math
 from collections.abc import Iterable, Mapping
 from types import ModuleType
-from typing import Any, SupportsFloat, TypeVar
+from typing import Any, NoReturn, SupportsFloat, TypeVar
 
 import gymnasium as gym
 import numpy as np
@@ -198,6 +199,7 @@ class CheckedEnv(gym.Wrapper, gym.utils.RecordConstructorArgs):
         self.env_id = env_id
         self.bounds = bounds
         self._leaves = leaf_spaces(env.observation_space)
+        self._nested = isinstance(env.observation_space, spaces.Dict | spaces.Tuple)
         self._step = 0
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
@@ -228,23 +230,26 @@ class CheckedEnv(gym.Wrapper, gym.utils.RecordConstructorArgs):
         )
         return RuntimeError(message)
 
-    def _fail(self, key: str, what: str) -> None:
+    def _fail(self, key: str, what: str) -> NoReturn:
         raise EnvOutputError(
             f"Env {self.env_id!r}, agent step {self._step} of its episode, key {key!r}: {what}"
         )
 
     def _check_reward(self, reward: SupportsFloat) -> None:
-        if not np.isfinite(reward):  # type: ignore[call-overload]
+        if not math.isfinite(reward):
             self._fail("reward", f"the reward is {reward}; it must be a finite number.")
 
-    def _check(self, observation: Any) -> None:
+    def _values(self, observation: Any) -> dict[str, Any]:
+        if not self._nested:
+            return dict.fromkeys(self._leaves, observation)
         try:
-            values = flatten(observation, self.env.observation_space)
+            return flatten(observation, self.env.observation_space)
         except (KeyError, IndexError, TypeError) as error:
-            self._fail(
-                "observation",
-                f"its nesting is not that of the space {self.env.observation_space} ({error!r}).",
-            )
+            space = self.env.observation_space
+            self._fail("observation", f"its nesting is not that of the space {space} ({error!r}).")
+
+    def _check(self, observation: Any) -> None:
+        values = self._values(observation)
         full = self.bounds and self._step < FULL_CHECKS
         for key, space in self._leaves.items():
             if isinstance(space, spaces.Box):

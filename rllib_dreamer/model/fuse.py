@@ -1,15 +1,18 @@
-"""Compiling small pure functions: what is fused, and when."""
+"""Which form of a small pure function runs: the plain one, a native kernel or a compiled graph."""
 
 from __future__ import annotations
 
 import contextlib
 import functools
 import logging
-import shutil
 from collections.abc import Callable, Iterator
 from typing import Any, ParamSpec, TypeVar
 
 import torch
+from torch import Tensor
+
+from rllib_dreamer.model import kernels
+from rllib_dreamer.model.kernels_build import find_compiler
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -18,36 +21,34 @@ logger = logging.getLogger(__name__)
 _enabled = False
 
 
-def fused(dynamic: bool | None = None) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """Marks a function that is compiled inside `fusing()` and runs as it stands elsewhere.
+def fused(function: Callable[P, R]) -> Callable[P, R]:
+    """Marks a chain of elementwise operations that inside `fusing()` makes one pass over memory.
 
-    Compiling a chain of elementwise operations makes one pass over memory out of many. Functions
-    are compiled on their first call, and PyTorch keeps the result on disk for the next run.
-
-    Args:
-        dynamic: True compiles once for all shapes, for functions called with many; None lets
-            PyTorch decide.
+    On a CPU that is the function of the same name in `kernels`, on CUDA what `torch.compile` makes
+    of it, kept on disk for the next run. The decorated function is the definition of both, and runs
+    itself outside `fusing()`, for other types (float64) and where nothing can be compiled. The
+    first argument, a tensor, decides.
     """
+    compiled: list[Callable[P, R]] = []
 
-    def mark(function: Callable[P, R]) -> Callable[P, R]:
-        compiled: list[Callable[P, R]] = []
+    @functools.wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        x = args[0]
+        assert isinstance(x, Tensor)
+        if native(x):
+            return getattr(kernels, function.__name__)(*args, **kwargs)
+        if not _enabled or x.device.type == "cpu" or not can_compile():
+            return function(*args, **kwargs)
+        if not compiled:
+            compiled.append(torch.compile(function, dynamic=True))
+        return compiled[0](*args, **kwargs)
 
-        @functools.wraps(function)
-        def call(*args: P.args, **kwargs: P.kwargs) -> R:
-            if not _enabled:
-                return function(*args, **kwargs)
-            if not compiled:
-                compiled.append(torch.compile(function, dynamic=dynamic))
-            return compiled[0](*args, **kwargs)
-
-        return call
-
-    return mark
+    return call
 
 
 @contextlib.contextmanager
 def fusing(enabled: bool) -> Iterator[None]:
-    """Within this context, fused functions are compiled (or not)."""
+    """Within this context, fused functions take their fast form (or not)."""
     global _enabled
     before, _enabled = _enabled, enabled
     try:
@@ -56,14 +57,18 @@ def fusing(enabled: bool) -> Iterator[None]:
         _enabled = before
 
 
+def native(x: Tensor) -> bool:
+    """Whether native kernels are to be used for x, here and now."""
+    return _enabled and kernels.accepts(x) and kernels.available()
+
+
 @functools.cache
-def can_compile(device_type: str) -> bool:
-    """Whether this machine can compile for the device; says once if it cannot."""
-    if device_type == "cpu" and not any(map(shutil.which, ("g++", "clang++", "c++"))):
-        logger.warning(
-            "No C++ compiler was found, so nothing is compiled and updates take about twice as "
-            "long: install g++ (Debian: apt-get install g++)."
-        )
+def can_compile() -> bool:
+    """Whether `torch.compile` can work here, for which it needs a C compiler; says once if not."""
+    try:
+        find_compiler()
+    except FileNotFoundError as error:
+        logger.warning("Nothing is compiled, %s: install one (Debian: apt-get install gcc).", error)
         return False
     return True
 

@@ -33,13 +33,13 @@ def rms_norm(x: Tensor, scale: Tensor, eps: float = 1e-4) -> Tensor:
     return x32.to(x.dtype)
 
 
-@fused(dynamic=True)
+@fused
 def norm_silu(x: Tensor, scale: Tensor) -> Tensor:
     """SiLU of the RMS norm over the last axis."""
     return F.silu(rms_norm(x, scale))
 
 
-@fused(dynamic=True)
+@fused
 def pool_norm_silu(x: Tensor, scale: Tensor) -> Tensor:
     """2x2 max pool, RMS norm over the channels, SiLU: (n, h, w, C) -> (n, h / 2, w / 2, C).
 
@@ -51,7 +51,7 @@ def pool_norm_silu(x: Tensor, scale: Tensor) -> Tensor:
     return F.silu(rms_norm(torch.where(top >= bottom, top, bottom), scale))
 
 
-@fused(dynamic=True)
+@fused
 def phase_norm_silu(x: Tensor, scale: Tensor) -> Tensor:
     """Puts the phases of `upsample_conv` in place, RMS norm over the channels, SiLU.
 
@@ -60,7 +60,7 @@ def phase_norm_silu(x: Tensor, scale: Tensor) -> Tensor:
     return F.silu(rms_norm(place_phases(x), scale))
 
 
-@fused(dynamic=True)
+@fused
 def image_loss(phases: Tensor, target: Tensor) -> Tensor:
     """Squared error (n,) of sigmoid(pixels) to uint8 frames, summed over h, w and C.
 
@@ -72,7 +72,7 @@ def image_loss(phases: Tensor, target: Tensor) -> Tensor:
     return error.square().sum((1, 2, 3))
 
 
-@fused(dynamic=True)
+@fused
 def normalize_frames(frames: Tensor, dtype: torch.dtype) -> Tensor:
     """uint8 in 0..255 -> x / 255 - 0.5."""
     return (frames / 255.0 - 0.5).to(dtype)

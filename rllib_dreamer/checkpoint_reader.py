@@ -1,0 +1,216 @@
+"""From a path to a trained agent: finds checkpoints on disk and reads the part that acts.
+
+A checkpoint of RLlib is a set of pickles, so reading one runs whatever code it names: read only
+those that you trust. Of a checkpoint's folder the RLModule and the config are read, neither the
+optimizer's state nor the replay. Ray is imported, not started.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import pickle
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import gymnasium as gym
+
+from rllib_dreamer import checkpoint
+from rllib_dreamer.model.agent import Agent
+
+DEFAULT_STORAGE = "~/ray_results"
+
+_MODULE = Path("learner_group/learner/rl_module/default_policy")
+_CONSTRUCTION = "class_and_ctor_args.pkl"
+_SCORE = "checkpoint_score"
+_NEWEST = ("best", "last")
+
+
+class Trained(NamedTuple):
+    """What a checkpoint holds of a policy.
+
+    Attributes:
+        agent: On the CPU, all of its parts.
+        observation_space: Of the module, which is the env's unless connectors change it.
+        action_space: Of the env.
+        settings: The algorithm's config as a dict.
+        agent_steps: Steps it was trained for, 0 if unknown.
+    """
+
+    agent: Agent
+    observation_space: gym.Space
+    action_space: gym.Space
+    settings: Mapping[str, Any]
+    agent_steps: int
+
+
+def find_checkpoint(
+    path: str | Path, which: str = "last", storage: str | Path = DEFAULT_STORAGE
+) -> Path:
+    """Finds a checkpoint's folder.
+
+    Args:
+        path: A checkpoint, the folder of a Tune trial or experiment, a file in one of them, or
+            "best" or "last" for that of the newest experiment in `storage`.
+        which: Of several checkpoints the "best" by mean return (the last where none is known) or
+            the "last". Unfinished ones do not count.
+        storage: The folder of all experiments.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    if which not in _NEWEST:
+        raise ValueError(f"which: got {which!r}; must be one of {', '.join(_NEWEST)}.")
+    if str(path) in _NEWEST and not Path(path).exists():
+        which, folder = str(path), _newest_experiment(Path(storage).expanduser())
+    else:
+        folder = Path(path).expanduser()
+    if not folder.exists():
+        raise ValueError(f"checkpoint: {folder} does not exist; give the folder of a checkpoint.")
+    folder = folder.parent if folder.is_file() else folder
+    if is_checkpoint(folder):
+        return folder
+    found = _checkpoints(folder)
+    complete = [candidate for candidate in found if checkpoint.is_complete(candidate)]
+    if not complete:
+        what = "no finished checkpoint" if found else "no checkpoint"
+        raise ValueError(
+            f"checkpoint: {folder} holds {what}; give the folder of a checkpoint, or of a trial "
+            "or experiment that has saved one."
+        )
+    last = max(complete, key=_age)
+    return last if which == "last" else max(complete, key=lambda c: (_score(c), _age(c)))
+
+
+def is_checkpoint(folder: Path) -> bool:
+    """Whether a folder is that of an RLlib checkpoint, be it finished or not."""
+    names = ("rllib_checkpoint.json", checkpoint.MANIFEST, "learner_group", _CONSTRUCTION)
+    return any((folder / name).exists() for name in names)
+
+
+def read_checkpoint(folder: Path) -> Trained:
+    """Reads the trained agent of a checkpoint.
+
+    Raises:
+        ValueError: If the checkpoint is unfinished, damaged, of another algorithm, or names code
+            that is not installed.
+    """
+    from rllib_dreamer.dreamer_torch_rl_module import DreamerTorchRLModule
+
+    settings = _settings(_algorithm(folder))
+    _check_whole(folder)
+    module = _load(folder, _MODULE / _CONSTRUCTION)
+    if not issubclass(module["class"], DreamerTorchRLModule):
+        raise ValueError(_of_another(folder, f"has a module of type {module['class'].__name__}"))
+    positional, keywords = module["ctor_args_and_kwargs"]
+    built = module["class"](*positional, **keywords)
+    built.set_state(_load(folder, _MODULE / "module_state.pkl"))
+    state = _load(folder, "algorithm_state.pkl")
+    return Trained(
+        built.agent.cpu(),
+        keywords["observation_space"],
+        keywords["action_space"],
+        settings,
+        int(state.get("dreamer", {}).get("agent_steps", 0)),
+    )
+
+
+def _algorithm(folder: Path) -> dict[str, Any]:
+    """How the algorithm of a checkpoint was built; refuses those of another."""
+    from rllib_dreamer.dreamer import DreamerTorch
+
+    if not (folder / _CONSTRUCTION).is_file():
+        _check_whole(folder)
+    construction: dict[str, Any] = _load(folder, _CONSTRUCTION)
+    found = construction["class"]
+    if not issubclass(found, DreamerTorch):
+        raise ValueError(_of_another(folder, f"is of {found.__name__}"))
+    return construction
+
+
+def _settings(construction: dict[str, Any]) -> dict[str, Any]:
+    """The config in the arguments of an algorithm, which may be an object or a dict."""
+    positional, keywords = construction["ctor_args_and_kwargs"]
+    config = positional[0] if positional else keywords["config"]
+    settings: dict[str, Any] = config if isinstance(config, dict) else config.to_dict()
+    return settings
+
+
+def _of_another(folder: Path, what: str) -> str:
+    return f"checkpoint {folder} {what}, not of DreamerTorch: give one that DreamerTorch saved."
+
+
+def _check_whole(folder: Path) -> None:
+    """Refuses an unfinished checkpoint; the replay, which may be huge or removed, is not read."""
+    found = [
+        problem
+        for problem in checkpoint.problems(folder, hashes=False)
+        if not problem.startswith("replay/")
+    ]
+    if found:
+        raise ValueError(
+            f"checkpoint {folder} is not complete: {'; '.join(found[:3])}. Use an earlier one."
+        )
+
+
+def _load(folder: Path, name: str | Path) -> Any:
+    """Unpickles one file of a checkpoint."""
+    try:
+        with (folder / name).open("rb") as file:
+            return pickle.load(file)
+    except ImportError as error:
+        raise ValueError(
+            f"checkpoint {folder} needs the module {error.name!r}, which cannot be imported: "
+            "install it, or put its folder on PYTHONPATH."
+        ) from error
+    except (FileNotFoundError, EOFError, pickle.UnpicklingError) as error:
+        raise ValueError(
+            f"checkpoint {folder} is not complete: {name} is missing or damaged. Use an earlier "
+            "one."
+        ) from error
+
+
+def _newest_experiment(storage: Path) -> Path:
+    """The experiment in which something was saved last."""
+    experiments = [path for path in storage.iterdir() if path.is_dir()] if storage.is_dir() else []
+    saved = {
+        path: max((_age(c) for c in _checkpoints(path) if checkpoint.is_complete(c)), default=None)
+        for path in experiments
+    }
+    ages = {path: age for path, age in saved.items() if age is not None}
+    if not ages:
+        raise ValueError(
+            f"checkpoint: no experiment in {storage} has a finished checkpoint; give a path, or "
+            "the folder of your experiments (--storage-path)."
+        )
+    return max(ages, key=lambda path: ages[path])
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    """The checkpoints of a trial's or an experiment's folder."""
+    return [c for pattern in ("checkpoint_*", "*/checkpoint_*") for c in folder.glob(pattern)]
+
+
+def _age(folder: Path) -> tuple[float, str]:
+    """When a checkpoint was finished, and its name: copies may have one time."""
+    return (folder / checkpoint.MANIFEST).stat().st_mtime, folder.name
+
+
+def _score(folder: Path) -> float:
+    """Mean return at which a checkpoint was saved, -inf if unknown."""
+    score = next((s for s in _scores(folder) if not math.isnan(s)), -math.inf)
+    return score
+
+
+def _scores(folder: Path) -> Iterator[float]:
+    """What is known of a checkpoint's mean return: its own mark, then the trial's results."""
+    mark = folder / ".metadata.json"
+    if mark.is_file():
+        yield float(json.loads(mark.read_text()).get("rllib_dreamer", {}).get(_SCORE, math.nan))
+    results = folder.parent / "result.json"
+    for line in results.read_text().splitlines() if results.is_file() else []:
+        if folder.name in line:
+            result = json.loads(line)
+            if result.get("checkpoint_dir_name") == folder.name:
+                yield float(result.get("env_runners", {}).get("episode_return_mean", math.nan))

@@ -1,0 +1,174 @@
+"""The `rllib evaluate` sub-command."""
+
+from __future__ import annotations
+
+import json
+import runpy
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from rllib_dreamer.checkpoint_reader import DEFAULT_STORAGE, find_checkpoint
+from rllib_dreamer.cli.errors import CommandError, first_line
+from rllib_dreamer.cli.session import prepare
+from rllib_dreamer.evaluation.episodes import Rules
+from rllib_dreamer.evaluation.run import Evaluation, evaluate, write_results
+from rllib_dreamer.export import is_exported
+from rllib_dreamer.policy import DreamerPolicy
+
+
+def evaluate_command(
+    checkpoint: Annotated[
+        str,
+        typer.Argument(
+            metavar="CHECKPOINT",
+            show_default=False,
+            help="A checkpoint, the folder of a trial or experiment, an exported policy, or "
+            "best or last of the newest experiment.",
+        ),
+    ],
+    episodes: Annotated[int, typer.Option(min=1, help="How many episodes to play.")] = 20,
+    save_dir: Annotated[Path, typer.Option(help="Where the results go.")] = Path("results"),
+    env: Annotated[
+        str | None, typer.Option("--env", "-e", help="Environment; that of the training if unset.")
+    ] = None,
+    env_config: Annotated[
+        str | None, typer.Option(metavar="JSON", help="Changes keys of the training's env_config.")
+    ] = None,
+    sample: Annotated[bool, typer.Option("--sample", help="Sample actions.")] = False,
+    seed: Annotated[int, typer.Option(min=0, help="Episode k is reset with seed + k.")] = 0,
+    num_envs: Annotated[
+        int | None, typer.Option(min=1, help="Environments side by side, 4 by default.")
+    ] = None,
+    max_steps: Annotated[
+        int | None, typer.Option(min=1, help="Agent steps after which an episode is cut off.")
+    ] = None,
+    which: Annotated[
+        str, typer.Option(help="Of several checkpoints in a folder: best (by return) or last.")
+    ] = "best",
+    file: Annotated[
+        Path | None, typer.Option(help="Python file that registers the environment.")
+    ] = None,
+    storage_path: Annotated[str, typer.Option(help="Where experiments lie.")] = DEFAULT_STORAGE,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show tracebacks.")] = False,
+) -> None:
+    """Play episodes with a trained policy; report returns, the world model and videos.
+
+    Example: rllib evaluate best --episodes 20 --save-dir results/
+    """
+    prepare(verbose)
+    console = Console()
+    rules = Rules(greedy=not sample, seed=seed, max_steps=max_steps)
+    changes = parse_env_config(env_config)
+    _run_file(file)
+    try:
+        policy = _load(checkpoint, which, storage_path, console)
+        source, config = _environment(policy, env, changes)
+        evaluation = _play(policy, source, config, console, episodes, num_envs, rules)
+    except ValueError as error:
+        raise CommandError(" ".join(str(error).split())) from error
+    written = write_results(evaluation, save_dir)
+    lines = [*summary_lines(evaluation), *(str(path) for path in written)]
+    console.print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)
+
+
+def parse_env_config(text: str | None) -> dict[str, Any]:
+    """Reads `--env-config`.
+
+    Raises:
+        CommandError: If it is no JSON object.
+    """
+    try:
+        found = json.loads(text or "{}")
+    except json.JSONDecodeError as error:
+        raise CommandError(f"--env-config: {error.msg} in {text!r}; it takes JSON") from error
+    if not isinstance(found, dict):
+        raise CommandError(f"""--env-config: got {text!r}; must be like '{{"action_repeat": 4}}'""")
+    return found
+
+
+def summary_lines(evaluation: Evaluation) -> list[str]:
+    """What the screen shows at the end."""
+    returns, lengths = evaluation.summary
+    lines = [
+        f"return      {returns.mean:.1f} ± {returns.std:.1f}, median {returns.median:.1f}, "
+        f"{returns.min:.1f} to {returns.max:.1f}",
+        f"IQM         {returns.iqm:.1f}, 95 % interval {returns.iqm_low:.1f} to "
+        f"{returns.iqm_high:.1f}",
+        f"length      {lengths.mean:.1f} agent steps, {lengths.mean * evaluation.repeat:.1f} env "
+        "steps",
+    ]
+    for key, quality in evaluation.world.images.items():
+        ssim, psnr = (x.mean() for x in quality.posterior)
+        lines.append(f"posterior   {key}: SSIM {ssim:.3f}, PSNR {psnr:.1f} dB")
+        if quality.open_loop is not None:
+            ahead = quality.open_loop.ahead
+            lines.append(
+                f"open loop   {key}: SSIM {ahead.ssim.mean():.3f}, PSNR {ahead.psnr.mean():.1f} dB "
+                f"over {ahead.step[-1]} steps"
+            )
+    return lines
+
+
+def _run_file(file: Path | None) -> None:
+    """Runs the user's file for what it registers."""
+    if file is None:
+        return
+    if not file.is_file():
+        raise CommandError(f"--file: {file} does not exist")
+    try:
+        runpy.run_path(str(file), run_name="rllib_evaluate")
+    except Exception as error:
+        raise CommandError(f"{file} fails: {first_line(error)}") from error
+
+
+def _load(checkpoint: str, which: str, storage: str, console: Console) -> DreamerPolicy:
+    """Loads the policy and says from where."""
+    path = Path(checkpoint).expanduser()
+    folder = path if is_exported(path) else find_checkpoint(checkpoint, which, storage)
+    console.print(f"evaluating {folder}", markup=False, highlight=False, soft_wrap=True)
+    return DreamerPolicy.from_checkpoint(folder)
+
+
+def _environment(
+    policy: DreamerPolicy, env: str | None, changes: dict[str, Any]
+) -> tuple[Any, dict[str, Any]]:
+    """The environment to play in, and its config; that of the training unless another is named."""
+    trained = policy.env
+    if env is None and trained is None:
+        raise CommandError("the policy does not say where it was trained; use --env NAME")
+    config = policy.env_config if env in (None, trained) else {}
+    return env or trained, {**config, **changes}
+
+
+def _play(
+    policy: DreamerPolicy,
+    env: Any,
+    env_config: dict[str, Any],
+    console: Console,
+    episodes: int,
+    num_envs: int | None,
+    rules: Rules,
+) -> Evaluation:
+    """Evaluates with a progress bar."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("episodes, {task.fields[steps]:,} agent steps"),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=console) as bar:
+        task = bar.add_task("playing", total=episodes, steps=0)
+        return evaluate(
+            policy,
+            env,
+            env_config,
+            episodes=episodes,
+            num_envs=num_envs,
+            rules=rules,
+            on_progress=lambda done, steps: bar.update(task, completed=done, steps=steps),
+        )

@@ -1,0 +1,309 @@
+"""One evaluation: plays the episodes, measures, and writes what came out.
+
+metrics.json   everything in numbers
+episodes.csv   one row an episode
+best.mp4, median.mp4, worst.mp4, open_loop.mp4
+report.html    all of it on one page
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rllib_dreamer.envs import action_repeat
+from rllib_dreamer.evaluation import videos
+from rllib_dreamer.evaluation.environments import EnvSource, build_env, can_render, check_spaces
+from rllib_dreamer.evaluation.episodes import Episode, Rules, play
+from rllib_dreamer.evaluation.statistics import (
+    EpisodeSummary,
+    RepresentativeEpisodes,
+    representative_episodes,
+    summarize_episodes,
+)
+from rllib_dreamer.evaluation.world_model import CONTEXT, WorldModelProbe, WorldModelResult
+from rllib_dreamer.policy import DreamerPolicy, SeededNoise
+from rllib_dreamer.spaces import is_image
+
+_GRID_WINDOWS = 4  # sequences side by side in the open-loop video
+_DEFAULT_FPS = 20.0
+
+
+class Record(NamedTuple):
+    """A played episode without its observations; `rewards` (T,), `frames` a file or None."""
+
+    number: int
+    rewards: NDArray[np.float32]
+    terminated: bool
+    cut: bool
+    frames: Path | None
+
+    @property
+    def total_return(self) -> float:
+        """Sum of the rewards, not discounted."""
+        return float(self.rewards.sum(dtype=np.float64))
+
+
+class Clip(NamedTuple):
+    """A film: frames (T, h, w, C), shown at `fps`."""
+
+    frames: NDArray[np.uint8]
+    fps: float
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What came out.
+
+    Attributes:
+        env: Name of the environment.
+        env_config: Its config.
+        rules: How the episodes were played.
+        about: Where the policy comes from.
+        records: The episodes, by number.
+        summary: Their returns and lengths.
+        world: The world model's errors.
+        repeat: Env steps per agent step.
+        seconds: How long it took.
+        clips: Films by name: "best", "median", "worst", "open_loop"; none without pictures.
+    """
+
+    env: str
+    env_config: dict[str, Any]
+    rules: Rules
+    about: dict[str, Any]
+    records: list[Record]
+    summary: EpisodeSummary
+    world: WorldModelResult
+    repeat: int
+    seconds: float
+    clips: dict[str, Clip]
+
+    @property
+    def chosen(self) -> RepresentativeEpisodes:
+        """The best, the median and the worst episode."""
+        return representative_episodes([record.total_return for record in self.records])
+
+
+def evaluate(
+    policy: DreamerPolicy,
+    env: EnvSource,
+    env_config: Mapping[str, Any] | None = None,
+    *,
+    episodes: int = 20,
+    num_envs: int | None = None,
+    rules: Rules | None = None,
+    on_progress: Callable[[int, int], None] = lambda finished, steps: None,
+) -> Evaluation:
+    """Plays episodes and measures returns and the world model.
+
+    Args:
+        policy: The policy; its noise is seeded by `rules.seed`.
+        env: See `environments.build_env`.
+        env_config: Of the environment.
+        episodes: How many, at least 1.
+        num_envs: Environments side by side; None is 4, and never more than episodes.
+        rules: How to play; greedily with seed 0 by default.
+        on_progress: Called after every step with the episodes finished and the steps taken so far.
+
+    Returns:
+        The result.
+
+    Raises:
+        ValueError: If a number is out of range, or the environment is unknown, not installed, or
+            not of the kind that the policy was trained on.
+    """
+    begun, rules = time.monotonic(), rules or Rules()
+    for name, value in {"episodes": episodes, "num_envs": num_envs}.items():
+        if value is not None and value < 1:
+            raise ValueError(f"{name}: got {value}; must be at least 1.")
+    if rules.max_steps is not None and rules.max_steps < 1:
+        raise ValueError(f"max_steps: got {rules.max_steps}; must be at least 1, or none.")
+    config = dict(env_config or {})
+    envs = [build_env(env, config) for _ in range(min(episodes, num_envs or 4))]
+    try:
+        check_spaces(envs[0], policy.observation_space, policy.action_space)
+        pictures = any(is_image(leaf) for leaf in policy.observation_leaves.values())
+        rules = rules._replace(draw=rules.draw and (pictures or can_render(envs[0])))
+        fps = float(envs[0].metadata.get("render_fps") or _DEFAULT_FPS)
+        policy.seed(rules.seed)
+        probe = WorldModelProbe(
+            policy.agent, policy.observation_leaves, episodes, SeededNoise(rules.seed)
+        )
+        with tempfile.TemporaryDirectory() as folder:
+            progress = _Progress(on_progress)
+            records = []
+            for episode in play(policy, envs, episodes, rules, progress.step):
+                probe.add(episode)
+                records.append(_record(episode, Path(folder)))
+                progress.finish()
+            records.sort(key=lambda record: record.number)
+            world = probe.result()
+            clips = _clips(records, world, fps)
+    finally:
+        for built in envs:
+            built.close()
+    return Evaluation(
+        env=env if isinstance(env, str) else getattr(env, "__name__", str(env)),
+        env_config=config,
+        rules=rules,
+        about=policy.about,
+        records=[record._replace(frames=None) for record in records],
+        summary=summarize_episodes(
+            [record.total_return for record in records], [len(r.rewards) for r in records]
+        ),
+        world=world,
+        repeat=action_repeat(env, config),
+        seconds=time.monotonic() - begun,
+        clips=clips,
+    )
+
+
+def write_results(evaluation: Evaluation, folder: Path) -> list[Path]:
+    """Writes the result of an evaluation.
+
+    Args:
+        evaluation: The result.
+        folder: Made if need be; files of an earlier evaluation in it are replaced.
+
+    Returns:
+        The files.
+    """
+    from rllib_dreamer.evaluation.page import evaluation_page
+    from rllib_dreamer.evaluation.report import write_report
+
+    folder.mkdir(parents=True, exist_ok=True)
+    metrics = folder / "metrics.json"
+    text = json.dumps(as_dict(evaluation), indent=1, allow_nan=False)
+    metrics.write_text(text + "\n", encoding="utf-8")
+    written = [metrics, _write_csv(evaluation, folder / "episodes.csv")]
+    films = {name: videos.encode_mp4(*clip) for name, clip in evaluation.clips.items()}
+    for name, film in films.items():
+        path = folder / f"{name}.mp4"
+        path.write_bytes(film)
+        written.append(path)
+    return [*written, write_report(folder / "report.html", evaluation_page(evaluation, films))]
+
+
+def as_dict(evaluation: Evaluation) -> dict[str, Any]:
+    """The result in plain dicts and numbers, ready for JSON; what is unknown is None."""
+    world = evaluation.world
+    images = {
+        key: {
+            "posterior": {
+                "ssim": float(quality.posterior.ssim.mean()),
+                "psnr": float(quality.posterior.psnr.mean()),
+                "frames": int(quality.posterior.ssim.size),
+            },
+            "open_loop": _open_loop(quality.open_loop),
+            "last_frame_held": _open_loop(quality.still),
+        }
+        for key, quality in world.images.items()
+    }
+    vectors = {
+        key: {"posterior_rmse": posterior, "open_loop_rmse": ahead}
+        for key, (posterior, ahead) in world.vectors.items()
+    }
+    heads = {
+        "posterior": world.heads._asdict(),
+        "open_loop": world.heads_open_loop and world.heads_open_loop._asdict(),
+    }
+    found = {
+        "env": evaluation.env,
+        "env_config": evaluation.env_config,
+        "policy": evaluation.about,
+        "greedy": evaluation.rules.greedy,
+        "seed": evaluation.rules.seed,
+        "max_steps": evaluation.rules.max_steps,
+        "action_repeat": evaluation.repeat,
+        **evaluation.summary.as_dict(),
+        "episodes_cut": sum(record.cut for record in evaluation.records),
+        "world_model": {"context": CONTEXT, "images": images, "vectors": vectors, "heads": heads},
+        "seconds": evaluation.seconds,
+    }
+    return {key: _plain(value) for key, value in found.items()}
+
+
+class _Progress:
+    """Counts steps and episodes for whoever shows them."""
+
+    def __init__(self, show: Callable[[int, int], None]) -> None:
+        self.show, self.steps, self.finished = show, 0, 0
+
+    def step(self) -> None:
+        self.steps += 1
+        self.show(self.finished, self.steps)
+
+    def finish(self) -> None:
+        self.finished += 1
+        self.show(self.finished, self.steps)
+
+
+def _record(episode: Episode, folder: Path) -> Record:
+    """Keeps the numbers in memory and the pictures on disk."""
+    path = None
+    if episode.frames is not None:
+        path = folder / f"{episode.index}.npy"
+        np.save(path, episode.frames)
+    return Record(episode.index, episode.rewards, episode.terminated, episode.cut, path)
+
+
+def _clips(records: list[Record], world: WorldModelResult, fps: float) -> dict[str, Clip]:
+    """The films of the best, median and worst episode, and of the open loop."""
+    clips = {}
+    chosen = representative_episodes([record.total_return for record in records])
+    for name, number in chosen._asdict().items():
+        path = records[number].frames
+        if path is not None:
+            clips[name] = Clip(np.load(path), fps)
+    for windows in (world.windows or {}).values():
+        longest = np.flatnonzero(windows.valid.sum(1) == windows.valid.sum(1).max())
+        rows = longest[
+            np.linspace(0, len(longest) - 1, min(_GRID_WINDOWS, len(longest))).astype(int)
+        ]
+        grid = videos.open_loop_grid(windows.model[rows], windows.truth[rows], CONTEXT)
+        clips.setdefault("open_loop", Clip(grid, max(4.0, fps / 2)))
+    return clips
+
+
+def _write_csv(evaluation: Evaluation, path: Path) -> Path:
+    with path.open("w", encoding="utf-8", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(["episode", "seed", "return", "agent_steps", "env_steps", "end"])
+        for record in evaluation.records:
+            end = "cut" if record.cut else "terminated" if record.terminated else "truncated"
+            steps = len(record.rewards)
+            seed = evaluation.rules.seed + record.number
+            numbers = (f"{record.total_return:.6g}", steps, steps * evaluation.repeat)
+            table.writerow([record.number, seed, *numbers, end])
+    return path
+
+
+def _open_loop(quality: Any) -> dict[str, Any] | None:
+    """Quality per step, and its mean over the steps ahead."""
+    if quality is None:
+        return None
+    means = {name: float(getattr(quality.ahead, name).mean()) for name in ("ssim", "psnr")}
+    return {**means, "context": quality.context.as_dict(), "ahead": quality.ahead.as_dict()}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value if value is None or isinstance(value, bool | int | float | str) else str(value)

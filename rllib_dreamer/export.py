@@ -1,0 +1,253 @@
+"""A trained policy as files that any machine can read: safetensors, JSON and a model card.
+
+    policy.json         spaces, architecture, where the policy comes from, versions
+    model.safetensors   the weights
+    policy_step.pt2     one step for `torch.export.load` (or policy_step.onnx)
+    README.md           the model card
+
+Reading needs neither Ray nor pickle. The step is a pure function of tensors, for programs that do
+not have this package: it acts greedily and takes the most probable latents, without randomness.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import gymnasium as gym
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+import rllib_dreamer
+from rllib_dreamer.model.agent import Agent, build_agent
+from rllib_dreamer.model.codec import Decoder, Encoder
+from rllib_dreamer.model.sizes import ActionSpec, LossConfig, ModelConfig, ObsSpec
+from rllib_dreamer.policy_step import STEP_FORMATS, describe_step, write_step
+from rllib_dreamer.space_json import space_from_json, space_to_json
+
+if TYPE_CHECKING:
+    from rllib_dreamer.policy import DreamerPolicy
+
+DESCRIPTION, WEIGHTS, CARD = "policy.json", "model.safetensors", "README.md"
+
+_FORMAT = 1
+
+
+class Exported(NamedTuple):
+    """What the files of an exported policy hold; see `DreamerPolicy` for the fields."""
+
+    agent: Agent
+    observation_space: gym.Space
+    action_space: gym.Space
+    conversion: str
+    env: str | None
+    env_config: dict[str, Any]
+    about: dict[str, Any]
+
+
+def is_exported(folder: Path) -> bool:
+    """Whether a folder holds an exported policy."""
+    return (folder / DESCRIPTION).is_file()
+
+
+def write_export(policy: DreamerPolicy, folder: Path, formats: Sequence[str] = ("torch",)) -> Path:
+    """Writes a policy.
+
+    Args:
+        policy: The policy.
+        folder: Made if need be; files of an earlier export in it are replaced.
+        formats: How to write the step: "torch", "onnx" (needs onnx and onnxscript), both or none.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ValueError: If a format is unknown, or the agent has parts that a custom catalog built.
+        ImportError: If the packages for ONNX are not installed.
+    """
+    unknown = sorted(set(formats) - STEP_FORMATS.keys())
+    if unknown:
+        raise ValueError(f"formats: got {unknown}; must be of {', '.join(STEP_FORMATS)}.")
+    agent = policy.agent
+    _check_standard(agent)
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {key: x.detach().cpu().contiguous() for key, x in agent.state_dict().items()}
+    (folder / WEIGHTS).write_bytes(save(tensors))
+    files = {name: write_step(policy, folder, name).name for name in formats}
+    description = _describe(policy) | {"step": describe_step(policy) | {"files": files}}
+    text = json.dumps(description, indent=1, allow_nan=False)
+    (folder / DESCRIPTION).write_text(text + "\n", encoding="utf-8")
+    (folder / CARD).write_text(_card(description), encoding="utf-8")
+    return folder
+
+
+def read_export(folder: Path) -> Exported:
+    """Reads an exported policy.
+
+    Raises:
+        ValueError: If a file is missing, cut short, or of another format.
+    """
+    try:
+        found = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
+        tensors = load_file(folder / WEIGHTS)
+    except (OSError, json.JSONDecodeError, SafetensorError) as error:
+        raise ValueError(
+            f"{folder} holds no whole exported policy ({error}): it needs {DESCRIPTION} and "
+            f"{WEIGHTS}, as policy.export() writes them."
+        ) from error
+    if found.get("format") != _FORMAT:
+        raise ValueError(
+            f"{folder / DESCRIPTION} is of format {found.get('format')!r}; this version reads "
+            f"{_FORMAT}: install the version that wrote it, {found.get('versions')}."
+        )
+    try:
+        return _build(found, tensors)
+    except (KeyError, TypeError, RuntimeError) as error:
+        line = str(error).splitlines()[0]
+        raise ValueError(
+            f"{DESCRIPTION} and {WEIGHTS} in {folder} do not fit each other or are not whole "
+            f"({type(error).__name__}: {line}): export again."
+        ) from error
+
+
+def _build(found: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Exported:
+    """Puts a policy together from its description and its weights."""
+    agent = build_agent(
+        {key: ObsSpec(**_tuples(spec)) for key, spec in found["observations"].items()},
+        {key: ActionSpec(**_tuples(spec)) for key, spec in found["actions"].items()},
+        ModelConfig(**_tuples(found["model"])),
+        LossConfig(**_tuples(found["loss"])),
+    )
+    agent.load_state_dict(tensors)
+    observation_space, action_space = (
+        space_from_json(found[name]) for name in ("observation_space", "action_space")
+    )
+    rest = (found[name] for name in ("conversion", "env", "env_config", "about"))
+    return Exported(agent, observation_space, action_space, *rest)
+
+
+def _describe(policy: DreamerPolicy) -> dict[str, Any]:
+    """All of policy.json but the step."""
+    agent = policy.agent
+    encoder: Any = agent.world.encoder
+    observations: dict[str, ObsSpec] = {**encoder.images, **encoder.vectors}
+    return {
+        "format": _FORMAT,
+        "observation_space": space_to_json(policy.observation_space),
+        "action_space": space_to_json(policy.action_space),
+        "conversion": policy.conversion,
+        "observations": {key: asdict(spec) for key, spec in sorted(observations.items())},
+        "actions": {key: asdict(spec) for key, spec in agent.world.actions.items()},
+        "model": asdict(agent.world.config),
+        "loss": asdict(agent.loss),
+        "parameters": sum(p.numel() for p in agent.parameters()),
+        "env": _env_name(policy.env),
+        "env_config": _plain(policy.env_config),
+        "about": _plain(policy.about),
+        "versions": _versions(),
+    }
+
+
+def _env_name(env: Any) -> str | None:
+    """A name by which `rllib evaluate` finds the environment: for a class its path."""
+    if env is None or isinstance(env, str):
+        return env
+    return f"{env.__module__}.{env.__qualname__}"
+
+
+def _check_standard(agent: Agent) -> None:
+    """Refuses parts of a custom catalog, whose code the files could not name without pickle."""
+    parts = {"encoder": (agent.world.encoder, Encoder), "decoder": (agent.world.decoder, Decoder)}
+    for name, (part, standard) in parts.items():
+        if type(part) is not standard:
+            raise ValueError(
+                f"the {name} is a {type(part).__name__}, not the standard {standard.__name__}: a "
+                "policy with parts of a custom catalog cannot be exported; load its checkpoint by "
+                "DreamerPolicy.from_checkpoint."
+            )
+
+
+def _versions() -> dict[str, str]:
+    names = ("torch", "gymnasium", "numpy", "ray")
+    found = {"python": platform.python_version(), "rllib_dreamer": rllib_dreamer.__version__}
+    for name in names:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _tuples(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """JSON's lists as the tuples that frozen dataclasses hold."""
+    return {key: tuple(x) if isinstance(x, list) else x for key, x in fields.items()}
+
+
+def _plain(value: Any) -> Any:
+    """What JSON can hold as it is, anything else as text."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, float) and value - value != 0.0:  # infinite or not a number
+        return str(value)
+    return value if value is None or isinstance(value, bool | int | float | str) else str(value)
+
+
+def _card(found: Mapping[str, Any]) -> str:
+    """The model card."""
+    about, model, versions = found["about"], found["model"], found["versions"]
+    env = found["env"] or "an environment that was not recorded"
+    rows = {
+        "environment": f"`{env}`",
+        "env_config": f"`{json.dumps(found['env_config'])}`",
+        "trained for": f"{about.get('agent_steps', 0):,} agent steps",
+        "observation": f"`{json.dumps(found['observation_space'])[:400]}`",
+        "action": f"`{json.dumps(found['action_space'])[:400]}`",
+        "parameters": f"{found['parameters']:,}",
+        "latent state": f"{model['deter']} + {model['stoch']} x {model['classes']}",
+        "versions": ", ".join(f"{name} {version}" for name, version in versions.items()),
+    }
+    table = "\n".join(f"| {name} | {text} |" for name, text in rows.items())
+    step = "".join(
+        f"\n- `{file}`: one greedy step, inputs and outputs listed under `step` in "
+        f"`{DESCRIPTION}`; {STEP_FORMATS[name]}"
+        for name, file in found["step"]["files"].items()
+    )
+    return f"""# DreamerV3 policy for {env}
+
+A world model and a policy learned inside it, trained with rllib_dreamer.
+
+| | |
+|---|---|
+{table}
+
+## Use
+
+```python
+from rllib_dreamer.policy import DreamerPolicy
+
+policy = DreamerPolicy.load("this/folder")
+policy.reset()  # before each episode
+action = policy.act(obs)
+```
+
+`{DESCRIPTION}` and `{WEIGHTS}`, all that this reads, hold data only: no code, no pickle.
+
+## Files
+
+- `{DESCRIPTION}`: spaces, architecture, origin
+- `{WEIGHTS}`: weights, float32{step}
+
+## Limits
+
+It was trained on the environment above and acts sensibly only on observations like those it has
+seen. Nothing about safety was learned beyond what the reward says. How well it does is told by
+`rllib evaluate this/folder --episodes 20`.
+"""

@@ -1,0 +1,120 @@
+"""Looking into a world model: filtered states, imagined futures, and what they decode to.
+
+Pure PyTorch on the public parts of an `Agent`; shapes as in the legend of `rllib_dreamer.model`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from rllib_dreamer.model import ops
+from rllib_dreamer.model.agent import Agent
+from rllib_dreamer.model.distributions import Noise
+from rllib_dreamer.model.rssm import State
+
+_DECODED_AT_ONCE = 64  # states; bounds the memory of the decoder's activations
+
+
+class Prediction(NamedTuple):
+    """What states stand for.
+
+    obs: leaves (B, T, ...): pixels as floats in [0, 1], vectors in their units, class indices.
+    reward (B, T) in reward units. cont (B, T) probability of going on, in [0, 1].
+    """
+
+    obs: dict[str, Tensor]
+    reward: Tensor
+    cont: Tensor
+
+
+@torch.no_grad()
+def observe(agent: Agent, obs: Mapping[str, Tensor], actions: Tensor, noise: Noise) -> State:
+    """Filters the beginning of an episode.
+
+    Args:
+        agent: The agent.
+        obs: Observation leaves (B, T, ...) in the model's form, the first one after a reset.
+        actions: Encoded actions between them (B, T - 1, A).
+        noise: Source of randomness.
+
+    Returns:
+        The posterior states, deter (B, T, D) and stoch (B, T, S, K).
+    """
+    world = agent.world
+    rows = next(iter(obs.values())).shape[0]
+    tokens = world.encode(obs, rows)  # (B, T, E)
+    before = torch.cat([actions.new_zeros(rows, 1, actions.shape[2]), actions], 1)  # (B, T, A)
+    is_first = torch.zeros(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
+    is_first[:, 0] = True
+    start = world.rssm.initial(rows, tokens.device)
+    posterior = world.rssm.observe(start, before, tokens, is_first, noise)
+    return State(posterior.deter, posterior.stoch)
+
+
+@torch.no_grad()
+def roll_out(agent: Agent, start: State, actions: Tensor, noise: Noise) -> State:
+    """Imagines what given actions lead to, under the prior and without observations.
+
+    Args:
+        agent: The agent.
+        start: States (B, D), (B, S, K).
+        actions: Encoded actions (B, H, A), the first one taken in the start.
+        noise: Source of randomness.
+
+    Returns:
+        The H states after the start, deter (B, H, D) and stoch (B, H, S, K).
+    """
+    rssm = agent.world.rssm
+    rows, horizon = actions.shape[:2]
+    uniform = noise.uniform((horizon, rows, rssm.config.stoch), actions.device)
+    state, states = start, []
+    for i in range(horizon):
+        state = rssm.imagine_step(state, actions[:, i], None if uniform is None else uniform[i])
+        states.append(state)
+    return State(*(torch.stack(parts, 1) for parts in zip(*states, strict=True)))
+
+
+def state_of(agent: Agent, deter: Tensor, index: Tensor) -> State:
+    """States from deter (..., D) and class indices (..., S), as acting and replay keep them."""
+    return State(deter.float(), ops.one_hot(index.long(), agent.world.config.classes))
+
+
+@torch.no_grad()
+def predict_heads(agent: Agent, states: State) -> tuple[Tensor, Tensor]:
+    """Reward and probability of going on of states (..., D), (..., S, K), both (...).
+
+    The continue head learns labels that are scaled by the discount 1 - 1/333; that is divided out.
+    """
+    feat = agent.world.feat(states)
+    cont = agent.world.cont(feat).prob() / agent.loss.discount
+    return agent.world.reward(feat).mode(), cont.clamp(max=1.0)
+
+
+@torch.no_grad()
+def decode(agent: Agent, states: State) -> dict[str, Tensor]:
+    """Observation leaves (B, T, ...) of states (B, T, D), (B, T, S, K); see `Prediction`.
+
+    Raises:
+        ValueError: If the agent has no decoder.
+    """
+    decoder: Any = agent.world.decoder
+    if decoder is None:
+        raise ValueError("the agent was built without a decoder: it cannot show observations.")
+    deter = states.deter.flatten(0, 1)  # (B * T, D)
+    stoch = states.stoch.flatten(0, 1).flatten(1)  # (B * T, S * K)
+    parts: list[dict[str, Tensor]] = [
+        decoder.predictions(decoder(*chunk))
+        for chunk in zip(deter.split(_DECODED_AT_ONCE), stoch.split(_DECODED_AT_ONCE), strict=True)
+    ]
+    rows = states.deter.shape[0]
+    return {k: torch.cat([p[k] for p in parts]).unflatten(0, (rows, -1)) for k in parts[0]}
+
+
+def predict(agent: Agent, states: State) -> Prediction:
+    """Everything that states (B, T, D), (B, T, S, K) stand for."""
+    reward, cont = predict_heads(agent, states)
+    return Prediction(decode(agent, states), reward, cont)

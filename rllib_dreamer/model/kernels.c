@@ -1,0 +1,337 @@
+/* Native twins of the elementwise chains in ops.py, for CPUs: one pass over memory, forward and
+ * backward. `kernels.py` compiles this file on first use, says what each function computes and owns
+ * every buffer. Arithmetic is float32 throughout; storage is float32 or bfloat16, for which the
+ * second half of the file is included twice. NaN and infinities go through as in PyTorch. */
+#ifndef REAL
+
+#include <math.h>
+#include <stdint.h>
+#ifdef _OPENMP
+#include <omp.h>
+#define THREAD omp_get_thread_num()
+#else
+#define THREAD 0
+#endif
+
+#define EXPORT __attribute__((visibility("default")))
+#define INLINE static inline __attribute__((always_inline))
+#define EPS 1e-4f
+#define CHUNK 64       /* rows that a float32 sum runs over before it is added to a float64 */
+#define ENOUGH 16384    /* elements from which on a second thread pays */
+
+typedef uint16_t bf16;
+typedef union {
+    float f;
+    int32_t i;
+    uint32_t u;
+} bits;
+
+INLINE float load_f32(float x) { return x; }
+INLINE float store_f32(float x) { return x; }
+INLINE float load_bf16(bf16 x) { return ((bits){.u = (uint32_t)x << 16}).f; }
+INLINE bf16 store_bf16(float x) { /* to nearest, ties to even */
+    uint32_t u = ((bits){.f = x}).u;
+    return x != x ? 0x7fc0 : (bf16)((u + 0x7fff + ((u >> 16) & 1)) >> 16);
+}
+
+/* exp to 2 units in the last place: 2^n * exp(r), |r| <= ln(2) / 2, by a polynomial. Arguments
+ * beyond +-60 count as 60: compilers compute both sides of such a choice, and a side that falls
+ * below the normal numbers costs a hundred cycles. */
+INLINE float exp_(float x) {
+    x = x < -60.0f ? -60.0f : x;
+    x = x > 60.0f ? 60.0f : x;
+    bits shifted = {.f = x * 1.44269504f + 12582912.0f}; /* 1.5 * 2^23 rounds to an integer */
+    float n = shifted.f - 12582912.0f;
+    float r = x - n * 0.693359375f + n * 2.12194440e-4f;
+    float p = 1.9875691500e-4f;
+    p = p * r + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    bits y = {.f = p * r * r + r + 1.0f};
+    y.i += (int32_t)((uint32_t)(shifted.i - 0x4b400000) << 23);
+    return y.f;
+}
+
+INLINE float sigmoid_(float x) { return 1.0f / (1.0f + exp_(-x)); }
+
+/* Sums are kept in LANES parts, which compilers turn into one vector register, and folded at the
+ * end: for (...) lanes[c % LANES] += ..., written as a loop over blocks and a rest. */
+#define LANES 16
+#define FOR_LANES(c, C, BODY)                                                    \
+    {                                                                            \
+        int64_t block_ = 0;                                                      \
+        for (; block_ + LANES <= (C); block_ += LANES)                           \
+            _Pragma("omp simd") for (int lane = 0; lane < LANES; lane++) {       \
+                int64_t c = block_ + lane;                                       \
+                BODY                                                             \
+            }                                                                    \
+        _Pragma("omp simd") for (int lane = 0; lane < (int)((C) - block_); lane++) { \
+            int64_t c = block_ + lane;                                           \
+            BODY                                                                 \
+        }                                                                        \
+    }
+
+INLINE float fold(float *lanes) {
+    for (int i = 0; i < 8; i++) lanes[i] += lanes[i + 8];
+    for (int i = 0; i < 4; i++) lanes[i] += lanes[i + 4];
+    return (lanes[0] + lanes[2]) + (lanes[1] + lanes[3]);
+}
+
+INLINE int64_t stop_of(int64_t start, int64_t rows) {
+    return start + CHUNK < rows ? start + CHUNK : rows;
+}
+
+/* Where row r of the phases (n, h, w, 2, 2) lies in the image (n, 2h, 2w); w = 0: no phases. */
+INLINE int64_t placed(int64_t r, int64_t w) {
+    if (!w) return r;
+    uint32_t small = (uint32_t)(r >> 2), line = small / (uint32_t)w, column = small % (uint32_t)w;
+    return ((int64_t)line * 2 + ((r >> 1) & 1)) * 2 * w + 2 * column + (r & 1);
+}
+
+/* Calls CALL with the row width as a constant where it is one of the usual small ones. */
+#define WITH_WIDTH(C, CALL)                                                          \
+    switch (C) {                                                                     \
+        case 8: CALL(8); break;                                                      \
+        case 12: CALL(12); break;                                                    \
+        case 16: CALL(16); break;                                                    \
+        case 32: CALL(32); break;                                                    \
+        case 48: CALL(48); break;                                                    \
+        case 64: CALL(64); break;                                                    \
+        default: CALL(C);                                                            \
+    }
+
+#define REAL float
+#define NAME(f) f##_f32
+#define LOAD load_f32
+#define STORE store_f32
+#include __FILE__
+#undef REAL
+#undef NAME
+#undef LOAD
+#undef STORE
+#define REAL bf16
+#define NAME(f) f##_bf16
+#define LOAD load_bf16
+#define STORE store_bf16
+#include __FILE__
+
+/* LaProp: see optim.py. `shrink` is the factor of the clipping, `root` is 1 / (1 - beta2^t). */
+EXPORT void laprop(float *param, const float *grad, float *moment, float *scale, int64_t n,
+                   const float *factors) {
+    const float shrink = factors[0], beta1 = factors[1], beta2 = factors[2], root = factors[3],
+                eps = factors[4], lr = factors[5], keep = factors[6];
+#pragma omp parallel for simd schedule(static) if (n > ENOUGH)
+    for (int64_t i = 0; i < n; i++) {
+        float g = grad[i] * shrink;
+        float v = scale[i] * beta2 + g * g * (1.0f - beta2);
+        float m = moment[i] + (1.0f - beta1) * (g / (sqrtf(v * root) + eps) - moment[i]);
+        scale[i] = v;
+        moment[i] = m;
+        param[i] = param[i] * keep - lr * m;
+    }
+}
+
+EXPORT double square_sum(const float *x, int64_t n) {
+    double total = 0.0;
+#pragma omp parallel for schedule(static) reduction(+ : total) if (n > ENOUGH)
+    for (int64_t start = 0; start < n; start += 4096) {
+        int64_t stop = start + 4096 < n ? start + 4096 : n;
+        float sum = 0.0f;
+#pragma omp simd reduction(+ : sum)
+        for (int64_t i = start; i < stop; i++) sum += x[i] * x[i];
+        total += sum;
+    }
+    return total;
+}
+
+#else /* for each storage type */
+
+INLINE float NAME(rsqrt_mean)(const REAL *x, int64_t C) {
+    float lanes[LANES] = {0};
+    FOR_LANES(c, C, { lanes[lane] += LOAD(x[c]) * LOAD(x[c]); })
+    return 1.0f / sqrtf(fold(lanes) / (float)C + EPS);
+}
+
+INLINE void NAME(row_forward)(const REAL *restrict x, const float *restrict scale, REAL *restrict y, int64_t C) {
+    float r = NAME(rsqrt_mean)(x, C);
+    FOR_LANES(c, C, {
+        float z = LOAD(x[c]) * r * scale[c];
+        y[c] = STORE(z * sigmoid_(z));
+    })
+}
+
+/* Gradient of x from that of y; adds the gradient of the scale to gscale. */
+INLINE void NAME(row_backward)(const REAL *x, const float *scale, const REAL *gy, float *gx,
+                               float *gscale, int64_t C) {
+    float r = NAME(rsqrt_mean)(x, C), lanes[LANES] = {0};
+    FOR_LANES(c, C, {
+        float unit = LOAD(x[c]) * r;
+        float z = unit * scale[c];
+        float s = sigmoid_(z);
+        float gz = LOAD(gy[c]) * s * (1.0f + z * (1.0f - s));
+        gscale[c] += gz * unit;
+        gx[c] = gz * scale[c];
+        lanes[lane] += gz * scale[c] * unit;
+    })
+    float dot = fold(lanes) / (float)C * r;
+#pragma omp simd
+    for (int64_t c = 0; c < C; c++) gx[c] = r * (gx[c] - LOAD(x[c]) * dot);
+}
+
+INLINE void NAME(forward)(const REAL *x, const float *scale, REAL *y, int64_t start, int64_t stop,
+                          int64_t w, const int64_t C) {
+    for (int64_t r = start; r < stop; r++)
+        NAME(row_forward)(x + r * C, scale, y + placed(r, w) * C, C);
+}
+
+EXPORT void NAME(norm_silu_forward)(const REAL *x, const float *scale, REAL *y, int64_t rows,
+                                    int64_t C, int64_t w) {
+#define CALL(width) NAME(forward)(x, scale, y, start, stop_of(start, rows), w, width)
+#pragma omp parallel for schedule(static) if (rows * C > ENOUGH)
+    for (int64_t start = 0; start < rows; start += CHUNK) WITH_WIDTH(C, CALL)
+#undef CALL
+}
+
+/* partial: (threads, C) zeros, each thread adds its share of the gradient of the scale. */
+INLINE void NAME(backward)(const REAL *x, const float *scale, const REAL *gy, REAL *gx,
+                           double *partial, int64_t start, int64_t stop, int64_t w,
+                           const int64_t C) {
+    float gscale[C], row[C];
+    for (int64_t c = 0; c < C; c++) gscale[c] = 0.0f;
+    for (int64_t r = start; r < stop; r++) {
+        NAME(row_backward)(x + r * C, scale, gy + placed(r, w) * C, row, gscale, C);
+#pragma omp simd
+        for (int64_t c = 0; c < C; c++) gx[r * C + c] = STORE(row[c]);
+    }
+    for (int64_t c = 0; c < C; c++) partial[THREAD * C + c] += gscale[c];
+}
+
+EXPORT void NAME(norm_silu_backward)(const REAL *x, const float *scale, const REAL *gy, REAL *gx,
+                                     double *partial, int64_t rows, int64_t C, int64_t w) {
+#define CALL(width) \
+    NAME(backward)(x, scale, gy, gx, partial, start, stop_of(start, rows), w, width)
+#pragma omp parallel for schedule(static) if (rows * C > ENOUGH)
+    for (int64_t start = 0; start < rows; start += CHUNK) WITH_WIDTH(C, CALL)
+#undef CALL
+}
+
+/* One pooled line of w columns from x (2, w, 2, C). Keeps the maximum and which of the four it was,
+ * in reading order. */
+INLINE void NAME(pool_forward)(const REAL *x, const float *scale, REAL *y, REAL *pooled,
+                               uint8_t *which, int64_t w, const int64_t C) {
+    for (int64_t j = 0; j < w; j++) {
+        const REAL *top = x + 2 * j * C, *bottom = top + 2 * w * C;
+#pragma omp simd
+        for (int64_t c = 0; c < C; c++) {
+            float a = LOAD(top[c]), b = LOAD(top[C + c]);
+            float d = LOAD(bottom[c]), e = LOAD(bottom[C + c]);
+            float upper = a >= b ? a : b, lower = d >= e ? d : e;
+            int upper_at = a >= b ? 0 : 1, lower_at = d >= e ? 2 : 3;
+            pooled[j * C + c] = STORE(upper >= lower ? upper : lower);
+            which[j * C + c] = (uint8_t)(upper >= lower ? upper_at : lower_at);
+        }
+        NAME(row_forward)(pooled + j * C, scale, y + j * C, C);
+    }
+}
+
+EXPORT void NAME(pool_norm_silu_forward)(const REAL *x, const float *scale, REAL *y, REAL *pooled,
+                                         uint8_t *which, int64_t rows, int64_t w, int64_t C) {
+#define CALL(width) \
+    NAME(pool_forward)(x + 4 * at, scale, y + at, pooled + at, which + at, w, width)
+#pragma omp parallel for schedule(static) if (rows * w * C > ENOUGH)
+    for (int64_t i = 0; i < rows; i++) {
+        int64_t at = i * w * C;
+        WITH_WIDTH(C, CALL)
+    }
+#undef CALL
+}
+
+INLINE void NAME(pool_backward)(const REAL *pooled, const uint8_t *which, const float *scale,
+                                const REAL *gy, REAL *gx, double *partial, int64_t w,
+                                const int64_t C) {
+    float gscale[C], row[C];
+    for (int64_t c = 0; c < C; c++) gscale[c] = 0.0f;
+    for (int64_t j = 0; j < w; j++) {
+        NAME(row_backward)(pooled + j * C, scale, gy + j * C, row, gscale, C);
+        REAL *top = gx + 2 * j * C, *bottom = top + 2 * w * C;
+#pragma omp simd
+        for (int64_t c = 0; c < C; c++) {
+            REAL g = STORE(row[c]), zero = STORE(0.0f);
+            uint8_t k = which[j * C + c];
+            top[c] = k == 0 ? g : zero;
+            top[C + c] = k == 1 ? g : zero;
+            bottom[c] = k == 2 ? g : zero;
+            bottom[C + c] = k == 3 ? g : zero;
+        }
+    }
+    for (int64_t c = 0; c < C; c++) partial[THREAD * C + c] += gscale[c];
+}
+
+EXPORT void NAME(pool_norm_silu_backward)(const REAL *pooled, const uint8_t *which,
+                                          const float *scale, const REAL *gy, REAL *gx,
+                                          double *partial, int64_t rows, int64_t w, int64_t C) {
+#define CALL(width) \
+    NAME(pool_backward)(pooled + at, which + at, scale, gy + at, gx + 4 * at, partial, w, width)
+#pragma omp parallel for schedule(static) if (rows * w * C > ENOUGH)
+    for (int64_t i = 0; i < rows; i++) {
+        int64_t at = i * w * C;
+        WITH_WIDTH(C, CALL)
+    }
+#undef CALL
+}
+
+/* One image line from phases (w, 2, 2, C) of its row parity, two columns at a time. */
+INLINE void NAME(gather_line)(const REAL *phases, float *line, int64_t w, int64_t pair) {
+    for (int64_t j = 0; j < w; j++)
+        for (int64_t c = 0; c < pair; c++) line[j * pair + c] = LOAD(phases[2 * j * pair + c]);
+}
+
+EXPORT void NAME(image_loss_forward)(const REAL *phases, const uint8_t *target, float *loss,
+                                     int64_t n, int64_t h, int64_t w, int64_t C) {
+    const int64_t pair = 2 * C, width = w * pair;
+#pragma omp parallel for schedule(static) if (n * h * width > ENOUGH)
+    for (int64_t k = 0; k < n; k++) {
+        float line[width], sum = 0.0f;
+        for (int64_t y = 0; y < 2 * h; y++) {
+            const uint8_t *truth = target + (k * 2 * h + y) * width;
+            NAME(gather_line)(phases + (k * h + y / 2) * 2 * width + (y % 2) * pair, line, w, pair);
+#pragma omp simd reduction(+ : sum)
+            for (int64_t i = 0; i < width; i++) {
+                float error = sigmoid_(line[i]) - (float)truth[i] / 255.0f;
+                sum += error * error;
+            }
+        }
+        loss[k] = sum;
+    }
+}
+
+EXPORT void NAME(image_loss_backward)(const REAL *phases, const uint8_t *target, const float *grad,
+                                      REAL *gphases, int64_t n, int64_t h, int64_t w, int64_t C) {
+    const int64_t pair = 2 * C, width = w * pair;
+#pragma omp parallel for schedule(static) if (n * h * width > ENOUGH)
+    for (int64_t k = 0; k < n; k++) {
+        float line[width];
+        for (int64_t y = 0; y < 2 * h; y++) {
+            const uint8_t *truth = target + (k * 2 * h + y) * width;
+            int64_t at = (k * h + y / 2) * 2 * width + (y % 2) * pair;
+            NAME(gather_line)(phases + at, line, w, pair);
+#pragma omp simd
+            for (int64_t i = 0; i < width; i++) {
+                float s = sigmoid_(line[i]), error = s - (float)truth[i] / 255.0f;
+                line[i] = 2.0f * grad[k] * error * s * (1.0f - s);
+            }
+            for (int64_t j = 0; j < w; j++)
+                for (int64_t c = 0; c < pair; c++)
+                    gphases[at + 2 * j * pair + c] = STORE(line[j * pair + c]);
+        }
+    }
+}
+
+EXPORT void NAME(normalize_frames_forward)(const uint8_t *frames, REAL *y, int64_t n) {
+#pragma omp parallel for simd schedule(static) if (n > ENOUGH)
+    for (int64_t i = 0; i < n; i++) y[i] = STORE((float)frames[i] / 255.0f - 0.5f);
+}
+
+#endif

@@ -1,0 +1,100 @@
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from rllib_dreamer import checkpoint
+
+
+def write(folder: Path, text: str = "one") -> None:
+    """Files as a checkpoint has them: nested, and of known content."""
+    (folder / "sub").mkdir(parents=True, exist_ok=True)
+    (folder / "a.bin").write_text(text)
+    (folder / "sub" / "b.bin").write_text(f"{text} more")
+
+
+@pytest.fixture
+def sealed(tmp_path: Path) -> Path:
+    with checkpoint.writing(tmp_path / "c") as folder:
+        write(folder)
+    return tmp_path / "c"
+
+
+def test_a_sealed_folder_is_whole(sealed: Path) -> None:
+    checkpoint.verify(sealed)
+    assert checkpoint.is_complete(sealed)
+
+
+def test_a_folder_without_a_manifest_is_refused(tmp_path: Path) -> None:
+    write(tmp_path)
+    assert not checkpoint.is_complete(tmp_path)
+    with pytest.raises(ValueError, match="saving was not finished"):
+        checkpoint.verify(tmp_path)
+
+
+def test_a_missing_file_is_named(sealed: Path) -> None:
+    (sealed / "sub" / "b.bin").unlink()
+    assert not checkpoint.is_complete(sealed)
+    with pytest.raises(ValueError, match=r"sub/b\.bin is missing"):
+        checkpoint.verify(sealed)
+
+
+def test_a_shortened_file_is_named(sealed: Path) -> None:
+    (sealed / "a.bin").write_text("on")
+    assert not checkpoint.is_complete(sealed)
+    with pytest.raises(ValueError, match=r"a\.bin has 2 bytes instead of 3"):
+        checkpoint.verify(sealed)
+
+
+def test_a_flipped_byte_is_named(sealed: Path) -> None:
+    (sealed / "a.bin").write_text("onE")
+    assert checkpoint.is_complete(sealed)  # sizes alone cannot tell
+    with pytest.raises(ValueError, match=r"a\.bin is damaged"):
+        checkpoint.verify(sealed)
+
+
+def test_hidden_files_and_copies_do_not_matter(sealed: Path, tmp_path: Path) -> None:
+    (sealed / ".tune_metadata").write_text("x")
+    (sealed / "note.txt").write_text("x")
+    copy = shutil.copytree(sealed, tmp_path / "copy")
+    checkpoint.verify(copy)
+
+
+def test_the_manifest_comes_last(tmp_path: Path) -> None:
+    with checkpoint.writing(tmp_path / "c") as folder:
+        write(folder)
+        assert not (folder / checkpoint.MANIFEST).exists()
+    files = json.loads((tmp_path / "c" / checkpoint.MANIFEST).read_text())["files"]
+    assert sorted(files) == ["a.bin", "sub/b.bin"]
+
+
+def test_saving_again_replaces_the_checkpoint_and_keeps_other_files(sealed: Path) -> None:
+    (sealed / "sub" / "note.txt").write_text("mine")
+    with checkpoint.writing(sealed) as folder:
+        assert folder != sealed
+        folder.mkdir()
+        (folder / "a.bin").write_text("two")
+    checkpoint.verify(sealed)
+    assert (sealed / "a.bin").read_text() == "two"
+    assert not (sealed / "sub" / "b.bin").exists()
+    assert (sealed / "sub" / "note.txt").read_text() == "mine"
+    assert [p.name for p in sealed.parent.iterdir()] == ["c"]
+
+
+def test_saving_again_that_fails_leaves_the_checkpoint(sealed: Path) -> None:
+    with pytest.raises(OSError, match="disk full"), checkpoint.writing(sealed) as folder:
+        write(folder, "two")
+        raise OSError("disk full")
+    checkpoint.verify(sealed)
+    assert (sealed / "a.bin").read_text() == "one"
+    assert [p.name for p in sealed.parent.iterdir()] == ["c"]
+
+
+def test_saving_first_that_fails_leaves_nothing_that_counts(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="disk full"), checkpoint.writing(tmp_path / "c") as folder:
+        write(folder)
+        raise OSError("disk full")
+    assert not checkpoint.is_complete(tmp_path / "c")

@@ -1,0 +1,239 @@
+from __future__ import annotations
+
+import pickle
+from typing import Any
+
+import pytest
+from ray.rllib.algorithms.dreamerv3 import DreamerV3Config
+from ray.rllib.core.rl_module.default_model_config import DefaultModelConfig
+from tiny import MODEL, CountingEnv, RandomEnv, tiny_config
+
+from rllib_dreamer.dreamer import DreamerConfig, DreamerTorch
+from rllib_dreamer.dreamer_catalog import model_settings
+from rllib_dreamer.model.sizes import LossConfig
+
+REFUSED = {
+    "training_ratio": (0, -1, float("nan"), float("inf"), "256", True),
+    "agc": (0, -0.3),
+    "batch_size_B": (0, 4.5),
+    "batch_length_T": (1, 8.0),
+    "horizon_H": (0, 2.5),
+    "replay_capacity": (0, 1e6),
+    "broadcast_interval": (0,),
+    "max_nonfinite_updates": (0,),
+    "warmup_updates": (-1,),
+    "replay_prefetch": (-1,),
+    "weight_decay": (-0.1,),
+    "free_nats": (-1,),
+    "entropy_scale": (-1e-3,),
+    "gamma": (1.0, -0.1),
+    "gae_lambda": (1.1, -0.1),
+    "return_normalization_decay": (1.0, -0.1),
+    "precision": ("float16", None),
+    "symlog_obs": ("yes",),
+    "learner_threads": (0, "all", 1.5),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [(name, value) for name, values in REFUSED.items() for value in values]
+)
+def test_a_value_out_of_range_is_refused(name: str, value: Any) -> None:
+    config = tiny_config(training={name: value})
+    with pytest.raises(ValueError, match=f"`{name}`={value!r} must be"):
+        config.validate()
+
+
+def test_the_tiny_config_is_valid() -> None:
+    tiny_config().validate()
+
+
+@pytest.mark.parametrize(
+    ("training", "message"),
+    [
+        ({"model_size": "13M"}, "model_size='13M' is not known: choose one of 1M, 12M"),
+        ({"replay_capacity": 31}, "`replay_capacity`=31 is smaller than one batch of 4 x 8"),
+        ({"train_critic": False}, "`train_actor`=True needs `train_critic`=True"),
+        ({"train_batch_size": 32}, "`train_batch_size`=32 is not used: set `batch_size_B`"),
+        ({"loss_scales": {"recon": 1.0}}, r"`loss_scales` has unknown terms \['recon'\]"),
+        ({"loss_scales": {"rec": -1.0}}, "`loss_scales` must be numbers >= 0, got"),
+        ({"lr": None}, "`world_model_lr` and `lr` are both None"),
+        ({"actor_lr": [[100, 1e-4]]}, "actor_lr"),
+    ],
+)
+def test_settings_that_do_not_go_together_are_refused(
+    training: dict[str, Any], message: str
+) -> None:
+    config = tiny_config(training=training)
+    with pytest.raises(ValueError, match=message):
+        config.validate()
+
+
+def test_rows_must_divide_among_learners() -> None:
+    config = tiny_config().learners(num_learners=3)
+    with pytest.raises(ValueError, match="`batch_size_B`=4 must be a multiple of `num_learners`=3"):
+        config.validate()
+
+
+def test_several_agents_are_refused() -> None:
+    config = tiny_config().multi_agent(policies={"a", "b"}, policy_mapping_fn=lambda *_, **__: "a")
+    with pytest.raises(ValueError, match="several agents are not supported"):
+        config.validate()
+
+
+def test_the_old_stack_is_refused() -> None:
+    config = tiny_config().api_stack(
+        enable_rl_module_and_learner=False, enable_env_runner_and_connector_v2=False
+    )
+    with pytest.raises(ValueError, match="needs the new API stack"):
+        config.validate()
+
+
+def test_curiosity_is_refused() -> None:
+    with pytest.raises(ValueError, match="use_curiosity=True is not available"):
+        DreamerConfig().training(use_curiosity=True)
+
+
+def test_an_unknown_setting_is_refused() -> None:
+    with pytest.raises(TypeError, match="trainings_ratio"):
+        DreamerConfig().training(trainings_ratio=3)
+
+
+def test_a_script_for_rllibs_own_dreamer_works_after_changing_the_import() -> None:
+    def script(config: Any) -> Any:
+        return (
+            config.environment(RandomEnv)
+            .training(
+                model_size="XS",
+                training_ratio=64,
+                batch_size_B=8,
+                batch_length_T=32,
+                horizon_H=10,
+                gae_lambda=0.9,
+                entropy_scale=1e-3,
+                return_normalization_decay=0.98,
+                train_critic=True,
+                train_actor=True,
+                intrinsic_rewards_scale=0.1,
+                world_model_lr=[[0, 1e-4], [1000, 1e-5]],
+                actor_lr=3e-5,
+                critic_lr=3e-5,
+                world_model_grad_clip_by_global_norm=1000.0,
+                critic_grad_clip_by_global_norm=100.0,
+                actor_grad_clip_by_global_norm=100.0,
+                symlog_obs=True,
+                use_float16=False,
+                replay_buffer_config={"type": "EpisodeReplayBuffer", "capacity": 5000},
+            )
+            .reporting(
+                metrics_num_episodes_for_smoothing=5,
+                report_individual_batch_item_stats=False,
+                report_dream_data=False,
+                report_images_and_videos=False,
+            )
+            .learners(num_learners=0)
+            .env_runners(num_env_runners=0, num_envs_per_env_runner=2)
+        )
+
+    theirs, ours = script(DreamerV3Config()), script(DreamerConfig())
+    ours.validate()
+    names = "model_size training_ratio batch_size_B batch_length_T horizon_H gae_lambda".split()
+    names += "entropy_scale return_normalization_decay world_model_lr actor_lr critic_lr".split()
+    for name in [*names, "symlog_obs", "metrics_num_episodes_for_smoothing"]:
+        assert getattr(ours, name) == getattr(theirs, name), name
+    assert ours.replay_capacity == 5000
+    assert ours.precision == "float32"
+
+
+@pytest.mark.parametrize(("given", "precision"), [(True, "bfloat16"), (False, "float32")])
+def test_use_float16(given: bool, precision: str) -> None:
+    assert DreamerConfig().training(use_float16=given).precision == precision
+
+
+def test_settings_reach_the_losses() -> None:
+    config = tiny_config(
+        training={
+            "horizon_H": 4,
+            "gamma": 0.9,
+            "gae_lambda": 0.8,
+            "free_nats": 0.5,
+            "entropy_scale": 0.01,
+            "return_normalization_decay": 0.9,
+            "loss_scales": {"rec": 2.0},
+        }
+    )
+    loss = config.loss_config
+    assert (loss.horizon, loss.lam, loss.free_nats, loss.entropy_scale) == (4, 0.8, 0.5, 0.01)
+    assert loss.discount == pytest.approx(0.9)
+    assert loss.return_rate == pytest.approx(0.1)
+    assert loss.scales == LossConfig().scales | {"rec": 2.0}
+
+
+def test_the_defaults_are_the_published_losses() -> None:
+    ours, published = DreamerConfig().loss_config, LossConfig()
+    assert ours.discount == pytest.approx(published.discount, rel=1e-12)
+    assert ours.return_rate == pytest.approx(published.return_rate)
+    for name in ("horizon", "lam", "free_nats", "entropy_scale", "scales"):
+        assert getattr(ours, name) == getattr(published, name), name
+
+
+def test_what_does_not_learn_has_no_loss() -> None:
+    scales = DreamerConfig().training(train_actor=False).loss_config.scales
+    assert (scales["actor"], scales["critic"], scales["repval"]) == (0.0, 1.0, 0.3)
+    scales = DreamerConfig().training(train_actor=False, train_critic=False).loss_config.scales
+    assert (scales["actor"], scales["critic"], scales["repval"]) == (0.0, 0.0, 0.0)
+
+
+def round_trips() -> dict[str, Any]:
+    return {
+        "copy": lambda c: c.copy(copy_frozen=False),
+        "dict": lambda c: DreamerConfig().update_from_dict(c.to_dict()),
+        "state": lambda c: DreamerConfig.from_state(c.get_state()),
+        "pickle": lambda c: pickle.loads(pickle.dumps(c)),
+    }
+
+
+@pytest.mark.parametrize("way", round_trips())
+def test_a_config_survives(way: str) -> None:
+    config = tiny_config(CountingEnv, training={"loss_scales": {"rec": 2.0}}, length=3)
+    config.training(actor_lr=[[0, 1e-3], [100, 1e-4]])
+    again = round_trips()[way](config)
+    assert isinstance(again, DreamerConfig)
+    assert again.algo_class is DreamerTorch
+    mine, theirs = config.to_dict(), again.to_dict()
+    assert {k: v for k, v in theirs.items() if mine.get(k) != v and k != "class"} == {}
+    assert again.loss_config == config.loss_config
+    assert again.model_config == config.model_config
+    again.validate()
+
+
+def test_a_copy_shares_nothing() -> None:
+    config = tiny_config(training={"loss_scales": {"rec": 2.0}})
+    config.copy(copy_frozen=False).loss_scales["rec"] = 3.0
+    assert config.loss_scales == {"rec": 2.0}
+
+
+def test_a_plain_dict_is_enough() -> None:
+    config = DreamerConfig().update_from_dict(
+        {"env": RandomEnv, "training_ratio": 8, "batch_size_B": 2, "model_size": "1M"}
+    )
+    config.validate()
+    assert (config.training_ratio, config.batch_size_B) == (8, 2)
+
+
+def test_an_unknown_key_of_the_model_is_named() -> None:
+    with pytest.raises(ValueError, match=r"unknown keys \['depht'\].*deter"):
+        model_settings({"depht": 3, "model_size": "1M", "loss": {}})
+    assert model_settings({"width": 3, "depth": 2}, extra=["width"]) == {"depth": 2}
+
+
+def test_rllibs_own_model_config_is_let_pass() -> None:
+    config = DreamerConfig().rl_module(model_config=DefaultModelConfig())
+    assert model_settings(config.model_config) == {"symlog_obs": True}
+
+
+@pytest.mark.parametrize(("given", "expected"), [("auto", True), (True, True), (False, False)])
+def test_symlog_reaches_the_model(given: Any, expected: bool) -> None:
+    config = tiny_config(training={"symlog_obs": given})
+    assert config.model_config["symlog_obs"] is expected
+    assert config.model_config.items() >= MODEL.items()

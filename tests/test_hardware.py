@@ -1,0 +1,74 @@
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from rllib_dreamer import hardware
+
+
+@pytest.fixture(autouse=True)
+def keep_threads() -> Any:
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+def set_threads(**settings: Any) -> int:
+    defaults = {
+        "learner_threads": "auto",
+        "num_learners": 0,
+        "num_cpus_per_learner": "auto",
+        "num_cpus_for_main_process": 1,
+    }
+    hardware.prepare_cpu(SimpleNamespace(**{**defaults, **settings}))  # type: ignore[arg-type]
+    return torch.get_num_threads()
+
+
+def test_a_given_precision_is_taken() -> None:
+    assert hardware.resolve_precision("float32", "cpu") is torch.float32
+    assert hardware.resolve_precision("bfloat16", "cpu") is torch.bfloat16
+
+
+@pytest.mark.parametrize(("amx", "dtype"), [(True, torch.bfloat16), (False, torch.float32)])
+def test_auto_precision_of_a_cpu(
+    amx: bool, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx, raising=False)
+    assert hardware.resolve_precision("auto", "cpu") is dtype
+
+
+@pytest.mark.parametrize(("major", "dtype"), [(7, torch.float32), (9, torch.bfloat16)])
+def test_auto_precision_of_a_gpu(
+    major: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (major, 0))
+    assert hardware.resolve_precision("auto", "cuda") is dtype
+
+
+def test_given_threads_are_taken() -> None:
+    assert set_threads(learner_threads=3) == 3
+
+
+def test_auto_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hardware, "available_cpus", lambda: 8)
+    assert set_threads() == 8
+    assert set_threads(num_cpus_for_main_process=3) == 3
+    assert set_threads(num_learners=2) == 4
+    assert set_threads(num_learners=2, num_cpus_per_learner=3) == 3
+    assert set_threads(num_learners=16) == 1
+
+
+def test_available_cpus_is_positive() -> None:
+    assert hardware.available_cpus() >= 1
+
+
+def test_denormal_numbers_are_flushed() -> None:
+    try:
+        set_threads(learner_threads=1)
+        tiny = torch.tensor([1e-38]) * 1e-2
+        assert tiny.item() == 0.0
+    finally:
+        torch.set_flush_denormal(False)

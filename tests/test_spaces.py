@@ -1,0 +1,103 @@
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+
+from rllib_dreamer.spaces import canonical, flatten, is_image, leaf_spaces, restore, unflatten
+from tiny import IMAGE, VECTOR, assert_same
+
+NESTED = spaces.Dict(
+    {
+        "b": spaces.Tuple((VECTOR, spaces.Dict({"y": IMAGE, "x": spaces.Discrete(3)}))),
+        "a": spaces.MultiBinary(2),
+    }
+)
+LONG = spaces.Tuple(tuple(spaces.Discrete(n + 2) for n in range(12)))
+SPACES = [
+    VECTOR,
+    IMAGE,
+    NESTED,
+    LONG,
+    spaces.Box(-1, 1, (), np.float32),
+    spaces.Box(-1, 1, (2, 3), np.float32),
+    spaces.Box(0, 255, (32, 16), np.uint8),
+    spaces.Discrete(4, start=-2),
+    spaces.MultiDiscrete([[2, 3], [4, 5]], start=[[1, 2], [-3, 0]]),
+    spaces.MultiBinary((2, 3)),
+    spaces.Tuple((spaces.Discrete(2), spaces.Tuple((VECTOR,)))),
+]
+
+
+def test_keys_of_leaves_are_sorted_paths() -> None:
+    assert list(leaf_spaces(NESTED)) == ["a", "b/0", "b/1/x", "b/1/y"]
+    assert leaf_spaces(NESTED)["b/1/y"] is IMAGE
+
+
+@pytest.mark.parametrize(
+    ("space", "root", "key"),
+    [
+        (IMAGE, None, "image"),
+        (spaces.Box(0, 255, (32, 32), np.uint8), None, "image"),
+        (VECTOR, None, "vector"),
+        (spaces.Discrete(2), None, "vector"),
+        (IMAGE, "action", "action"),
+    ],
+)
+def test_key_of_a_single_leaf(space: gym.Space, root: str | None, key: str) -> None:
+    assert list(leaf_spaces(space, root)) == [key]
+    assert list(flatten(space.sample(), space, root)) == [key]
+
+
+@pytest.mark.parametrize("space", SPACES, ids=str)
+def test_flatten_and_unflatten_are_inverse(space: gym.Space) -> None:
+    value = space.sample()
+    leaves = flatten(value, space)
+    assert list(leaves) == list(leaf_spaces(space))
+    for key, leaf in leaf_spaces(space).items():
+        assert leaf.contains(leaves[key]), key
+    back = unflatten(leaves, space)
+    assert type(back) is type(value)
+    assert_same(back, value)
+
+
+@pytest.mark.parametrize("kind", [np.asarray, torch.as_tensor])
+@pytest.mark.parametrize("lead", [(), (3,), (2, 3)], ids=str)
+@pytest.mark.parametrize("space", SPACES, ids=str)
+def test_canonical_and_restore_are_inverse(space: gym.Space, lead: tuple, kind: Any) -> None:
+    for leaf in leaf_spaces(space).values():
+        samples = np.stack([leaf.sample() for _ in range(int(np.prod(lead)))])
+        value = kind(samples.reshape((*lead, *(leaf.shape or ()))))
+        model = canonical(value, leaf)
+        assert model.shape[: len(lead)] == lead
+        if is_image(leaf):
+            assert model.ndim == len(lead) + 3
+            continue
+        assert model.ndim == len(lead) + 1
+        if not isinstance(leaf, spaces.Box):
+            assert model.min() >= 0
+        assert_same(restore(model, leaf), value)
+
+
+def test_canonical_counts_classes_from_zero() -> None:
+    leaf = spaces.MultiDiscrete([2, 3], start=[5, -1])
+    assert canonical(np.array([[6, -1], [5, 1]]), leaf).tolist() == [[1, 0], [0, 2]]
+    assert canonical(np.array([3, 4]), spaces.Discrete(2, start=3)).tolist() == [[0], [1]]
+
+
+@pytest.mark.parametrize(
+    ("space", "image"),
+    [
+        (IMAGE, True),
+        (spaces.Box(0, 255, (8, 8), np.uint8), True),
+        (spaces.Box(0, 255, (8,), np.uint8), False),
+        (spaces.Box(0, 1, (8, 8, 3), np.float32), False),
+        (spaces.Discrete(2), False),
+    ],
+)
+def test_what_is_an_image(space: gym.Space, image: bool) -> None:
+    assert is_image(space) is image

@@ -1,0 +1,28 @@
+"""CartPole-v1 from its four numbers: the quickest check that learning works.
+
+    rllib train file tuned_examples/cartpole.py
+
+Protocol: Gymnasium's CartPole-v1, episodes of at most 500 steps, return 500 at best. The 1M model
+with small batches and a high learning rate; stops at a mean training return of 450.
+"""
+
+from rllib_dreamer import DreamerConfig
+
+config = (
+    DreamerConfig()
+    .environment("CartPole-v1")
+    .training(
+        model_size="1M",
+        training_ratio=64,
+        batch_size_B=8,
+        batch_length_T=32,
+        lr=1e-3,
+        warmup_updates=50,
+        replay_capacity=100_000,
+    )
+    .env_runners(num_env_runners=0, num_envs_per_env_runner=4)
+    .reporting(min_time_s_per_iteration=10)
+    .debugging(seed=0)
+)
+
+stop = {"env_runners/episode_return_mean": 450.0, "num_env_steps_sampled_lifetime": 100_000}

@@ -1,0 +1,21 @@
+"""cartpole-swingup from pixels.
+
+    rllib train file tuned_examples/cartpole_swingup.py
+
+Protocol: dm_control cartpole-swingup, 64x64 RGB, action repeat 2, training ratio 256 as in the
+published dmc_vision settings, with the 12M model instead of 200M. Published curve: see
+`rllib plot --reference dmc_vision`.
+"""
+
+from rllib_dreamer import DreamerConfig
+
+config = (
+    DreamerConfig()
+    .environment("dmc/cartpole-swingup", env_config={"action_repeat": 2})
+    .training(model_size="12M", training_ratio=256, replay_capacity=500_000)
+    .env_runners(num_env_runners=0, num_envs_per_env_runner=4)
+    .reporting(min_time_s_per_iteration=20)
+    .debugging(seed=0)
+)
+
+stop = {"dreamer/env_steps": 1_000_000}

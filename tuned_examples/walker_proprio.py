@@ -1,0 +1,21 @@
+"""walker-walk from joint positions and velocities.
+
+    rllib train file tuned_examples/walker_proprio.py
+
+Protocol: dm_control walker-walk, proprioception only, action repeat 1 as in the published
+dmc_proprio settings (size 1M, training ratio 1024, 16 envs, 500,000 env steps; published return
+there: see `rllib plot --reference dmc_proprio`).
+"""
+
+from rllib_dreamer import DreamerConfig
+
+config = (
+    DreamerConfig()
+    .environment("dmc/walker-walk", env_config={"observation": "proprio", "action_repeat": 1})
+    .training(model_size="1M", training_ratio=1024, replay_capacity=500_000)
+    .env_runners(num_env_runners=0, num_envs_per_env_runner=16)
+    .reporting(min_time_s_per_iteration=20)
+    .debugging(seed=0)
+)
+
+stop = {"dreamer/env_steps": 500_000}
