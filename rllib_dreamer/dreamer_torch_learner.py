@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,16 +10,12 @@ from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.core.learner.torch.torch_learner import TorchLearner
 from torch import Tensor
 
+from rllib_dreamer.dreamer_config import PARTS, DreamerConfig
 from rllib_dreamer.dreamer_torch_rl_module import DreamerTorchRLModule
 from rllib_dreamer.hardware import prepare_cpu, resolve_precision
 from rllib_dreamer.model import ops
 from rllib_dreamer.model.agent import Agent
 from rllib_dreamer.model.optim import LaProp
-
-if TYPE_CHECKING:
-    from rllib_dreamer.dreamer import DreamerConfig
-
-OPTIMIZERS = ("world_model", "actor", "critic")
 
 
 class DreamerTorchLearner(TorchLearner):
@@ -61,7 +57,7 @@ class DreamerTorchLearner(TorchLearner):
         config = config or self.config
         agent = self.agent(module_id)
         parts = dict(
-            zip(OPTIMIZERS, (agent.world, agent.behavior.actor, agent.behavior.critic), strict=True)
+            zip(PARTS, (agent.world, agent.behavior.actor, agent.behavior.critic), strict=True)
         )
         for name, part in parts.items():
             params = list(part.parameters())

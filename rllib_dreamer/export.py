@@ -28,7 +28,7 @@ import rllib_dreamer
 from rllib_dreamer.model.agent import Agent, build_agent
 from rllib_dreamer.model.codec import Decoder, Encoder
 from rllib_dreamer.model.sizes import ActionSpec, LossConfig, ModelConfig, ObsSpec
-from rllib_dreamer.policy_step import STEP_FORMATS, describe_step, write_step
+from rllib_dreamer.policy_step import STEP_FORMATS, describe_step, write_steps
 from rllib_dreamer.space_json import space_from_json, space_to_json
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ def write_export(policy: DreamerPolicy, folder: Path, formats: Sequence[str] = (
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {key: x.detach().cpu().contiguous() for key, x in agent.state_dict().items()}
     (folder / WEIGHTS).write_bytes(save(tensors))
-    files = {name: write_step(policy, folder, name).name for name in formats}
+    files = write_steps(policy, folder, formats)
     description = _describe(policy) | {"step": describe_step(policy) | {"files": files}}
     text = json.dumps(description, indent=1, allow_nan=False)
     (folder / DESCRIPTION).write_text(text + "\n", encoding="utf-8")

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import gymnasium as gym
 import numpy as np
 import torch
 from gymnasium import spaces
@@ -68,7 +69,8 @@ class PolicyStep(nn.Module):
         )
         actions, state = self.agent.act(obs, state, explore=False)
         chosen = [
-            to_env(actions[key], space, self.conversion) for key, space in self.actions.items()
+            to_env(actions[key], space, self.conversion).to(_dtype(space))
+            for key, space in self.actions.items()
         ]
         return state.deter, state.stoch.long(), *chosen
 
@@ -105,39 +107,49 @@ def describe_step(policy: DreamerPolicy) -> dict[str, Any]:
     return {"inputs": _rows(inputs), "outputs": _rows([*following, *actions])}
 
 
-def write_step(policy: DreamerPolicy, folder: Path, kind: str) -> Path:
+def write_steps(policy: DreamerPolicy, folder: Path, formats: Sequence[str]) -> dict[str, str]:
     """Writes the step of a policy.
 
     Args:
         policy: The policy.
         folder: Where to.
-        kind: "torch" or "onnx".
+        formats: Of `STEP_FORMATS`.
 
     Returns:
-        The file.
+        Format -> name of the file.
 
     Raises:
         ImportError: If the packages for ONNX are not installed.
     """
-    path = folder / _FILES[kind]
-    with _quiet(), _deterministic(policy):
-        step = PolicyStep(policy).eval()
-        inputs = example_inputs(policy)
-        rows = torch.export.Dim("rows", min=1, max=65536)
-        shapes: Any = ({0: rows}, {0: rows}, tuple({0: rows} for _ in inputs[2:]))
-        program = torch.export.export(step, inputs, dynamic_shapes=shapes)
-        if kind == "torch":
-            torch.export.save(program, path)
-        else:
-            _write_onnx(policy, program, path)
-    return path
+    if "onnx" in formats:
+        _require_onnx()
+    if formats:
+        with _quiet(), _deterministic(policy):
+            program = _traced(policy)
+            for name in formats:
+                if name == "torch":
+                    torch.export.save(program, folder / _FILES[name])
+                else:
+                    _write_onnx(policy, program, folder / _FILES[name])
+    return {name: _FILES[name] for name in formats}
 
 
-def _write_onnx(policy: DreamerPolicy, program: Any, path: Path) -> None:
+def _traced(policy: DreamerPolicy) -> torch.export.ExportedProgram:
+    """The step as a graph, for any number of rows."""
+    inputs = example_inputs(policy)
+    rows = torch.export.Dim("rows", min=1, max=65536)
+    shapes: Any = ({0: rows}, {0: rows}, tuple({0: rows} for _ in inputs[2:]))
+    return torch.export.export(PolicyStep(policy).eval(), inputs, dynamic_shapes=shapes)
+
+
+def _require_onnx() -> None:
     if find_spec("onnx") is None or find_spec("onnxscript") is None:
         raise ImportError(
             'the format "onnx" needs onnx and onnxscript; run: pip install onnx onnxscript'
         )
+
+
+def _write_onnx(policy: DreamerPolicy, program: Any, path: Path) -> None:
     described = describe_step(policy)
     written = torch.onnx.export(
         program,
@@ -150,9 +162,15 @@ def _write_onnx(policy: DreamerPolicy, program: Any, path: Path) -> None:
     written.save(str(path))
 
 
-def _leaf(name: str, space: Any) -> tuple[str, list[int], str]:
-    dtype = str(space.dtype) if isinstance(space, spaces.Box) else "int64"
-    return name, list(space.shape or ()), dtype
+def _dtype(space: gym.Space) -> torch.dtype:
+    """That of a leaf among the step's tensors."""
+    if isinstance(space, spaces.Box):
+        return torch.from_numpy(np.zeros(0, space.dtype)).dtype
+    return torch.int64
+
+
+def _leaf(name: str, space: gym.Space) -> tuple[str, list[int], str]:
+    return name, list(space.shape or ()), str(_dtype(space)).removeprefix("torch.")
 
 
 def _rows(leaves: list[tuple[str, list[int], str]]) -> list[dict[str, Any]]:

@@ -64,7 +64,13 @@ def test_results_and_description() -> None:
         assert f"loss_{name}" in losses
     for name in "kl actor_entropy return_scale value_mean grad_norm update_norm".split():
         assert np.isfinite(float(losses[name])), name
-    for part in ("parameters", "cpu, float32, 1 threads", "1 local x 1 envs", "4 x 8", "2,000 steps"):
+    for part in (
+        "parameters",
+        "cpu, float32, 1 threads",
+        "1 local x 1 envs",
+        "4 x 8",
+        "2,000 steps",
+    ):
         assert part in text
 
 
@@ -200,7 +206,11 @@ def test_building_from_a_checkpoint_in_a_fresh_process(saved: Any) -> None:
     name, before, after = json.loads(out.split("RESULT")[1])
     counters = saved[1]["counters"]
     assert name == "DreamerTorch"
-    assert before == [counters["updates"], counters["agent_steps"], len(saved[1]["replay"]["data"]["reward"])]
+    assert before == [
+        counters["updates"],
+        counters["agent_steps"],
+        len(saved[1]["replay"]["data"]["reward"]),
+    ]
     assert after[1] == before[1] + 1
     assert after[0] - before[0] in (0, 1)
 
@@ -303,7 +313,9 @@ def test_the_same_seed_gives_the_same_parameters() -> None:
             train_until(algo, 20)
             runs.append((parameters_of(algo), algo.replay.get_state()["data"]))
     assert_same(runs[0], runs[1])
-    with built(tiny_config(observation_space=IMAGE, action_space=CONTINUOUS).debugging(seed=1)) as algo:
+    with built(
+        tiny_config(observation_space=IMAGE, action_space=CONTINUOUS).debugging(seed=1)
+    ) as algo:
         other = parameters_of(algo)
         assert (other["world.cont.out.weight"] != runs[0][0]["world.cont.out.weight"]).any()
 
@@ -311,9 +323,9 @@ def test_the_same_seed_gives_the_same_parameters() -> None:
 def test_a_resumed_run_equals_an_unbroken_one(tmp_path: Path) -> None:
     """Checkpoints hold neither the state of an environment nor the noise of those who act.
 
-    So the run is broken where an episode has just ended, the environment does nothing at random, and
-    acting takes no noise. All else, the learner's noise and the draws of the replay included, must go
-    on as if nothing had happened: 12 more updates give the same bits.
+    So the run is broken where an episode has just ended, the environment does nothing at random,
+    and acting takes no noise. All else, the learner's noise and the draws of the replay included,
+    must go on as if nothing had happened: 12 more updates give the same bits.
     """
     config = tiny_config(CountingEnv, length=10)
 

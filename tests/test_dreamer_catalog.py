@@ -144,7 +144,9 @@ def test_a_misspelt_key_of_the_model_is_refused() -> None:
 
 
 def test_specs() -> None:
-    c = catalog(MIXED, spaces.Dict({"a": spaces.MultiDiscrete([2, 4], start=[1, 0]), "b": CONTINUOUS}))
+    c = catalog(
+        MIXED, spaces.Dict({"a": spaces.MultiDiscrete([2, 4], start=[1, 0]), "b": CONTINUOUS})
+    )
     assert c.obs_specs == {
         "camera": ObsSpec("image", (32, 32, 3)),
         "joints": ObsSpec("vector", (3,)),

@@ -117,7 +117,9 @@ def test_env_runners_hold_only_what_acting_needs(algo: DreamerTorch) -> None:
     agent, whole = algo.env_runner.module.agent, agent_of(algo)
     for part in Agent.LEARNING_PARTS:
         assert agent.get_submodule(part.rpartition(".")[0]) is not None
-        assert getattr(agent.get_submodule(part.rpartition(".")[0]), part.rpartition(".")[2]) is None
+        assert (
+            getattr(agent.get_submodule(part.rpartition(".")[0]), part.rpartition(".")[2]) is None
+        )
     acting, learning = agent.state_dict(), whole.state_dict()
     assert acting.keys() < learning.keys()
     state = algo.learner_group.get_state(components="learner/rl_module", inference_only=True)

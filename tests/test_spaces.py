@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
+from tiny import IMAGE, VECTOR, assert_same
 
 from rllib_dreamer.spaces import canonical, flatten, is_image, leaf_spaces, restore, unflatten
-from tiny import IMAGE, VECTOR, assert_same
 
 NESTED = spaces.Dict(
     {

@@ -170,5 +170,10 @@ def _play(
             episodes=episodes,
             num_envs=num_envs,
             rules=rules,
-            on_progress=lambda done, steps: bar.update(task, completed=done, steps=steps),
+            on_progress=lambda done, steps: bar.update(
+                task,
+                completed=done,
+                steps=steps,
+                description="playing" if done < episodes else "measuring",
+            ),
         )

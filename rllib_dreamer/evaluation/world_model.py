@@ -40,8 +40,8 @@ CONTEXT = 5
 AHEAD = 45
 """Steps of a window that are imagined, at most."""
 
-_RECONSTRUCTIONS = 2000  # frames compared in all, evenly spaced in time
-_WINDOWS = 64  # windows in all
+_RECONSTRUCTIONS = 1000  # frames compared in all, evenly spaced in time
+_WINDOWS = 40  # windows in all
 
 
 class ImageQuality(NamedTuple):

@@ -82,7 +82,7 @@ class ReturnNormalizer(nn.Module):
 
     @torch.no_grad()
     def update(self, returns: Tensor) -> Tensor:
-        """Moves the range by these returns (any shape) and gives the scale max(limit, high - low)."""
+        """Moves the range by these returns (any shape); gives the scale max(limit, high - low)."""
         low, high = ops.percentiles(returns, *self.percentiles)
         finite = torch.isfinite(low) & torch.isfinite(high)  # a diverged update must not stay
         self.low.copy_(torch.where(finite, torch.lerp(self.low, low, self.rate), self.low))
@@ -124,20 +124,25 @@ class Behavior(nn.Module):
         """Rolls the policy out under the prior for H steps from starts (N, D), (N, S, K)."""
         horizon, (n, stoch) = self.loss.horizon, start.stoch.shape[:2]
         uniform = noise.uniform((horizon, n, stoch), start.deter.device)
-        state, feats, actions = start, [], []
+        first, actions = world.feat(start), []
+        feat = first.new_empty(n, horizon + 1, first.shape[1])
+        feat[:, 0] = first
+        step = world.rssm.transition(n)
         for i in range(horizon + 1):
-            feats.append(world.feat(state))
-            action = {key: dist.sample(noise) for key, dist in self.actor(feats[-1]).items()}
+            action = {key: dist.sample(noise) for key, dist in self.actor(feat[:, i]).items()}
             actions.append(action)
             if i < horizon:
                 encoded = encode_action(action, self.actor.specs)
-                state = world.rssm.imagine_step(state, encoded, None if uniform is None else uniform[i])
-        return Trajectory(
-            torch.stack(feats, 1), {key: torch.stack([a[key] for a in actions], 1) for key in actions[0]}
-        )
+                step(feat[:, i], encoded, None if uniform is None else uniform[i], feat[:, i + 1])
+        return Trajectory(feat, {k: torch.stack([a[k] for a in actions], 1) for k in actions[0]})
 
     def forward(
-        self, world: WorldModel, start: State, feat: Tensor, batch: Mapping[str, Tensor], noise: Noise
+        self,
+        world: WorldModel,
+        start: State,
+        feat: Tensor,
+        batch: Mapping[str, Tensor],
+        noise: Noise,
     ) -> BehaviorOutput:
         """Computes the losses of actor and critic.
 
@@ -187,10 +192,10 @@ class Behavior(nn.Module):
         self, trajectory: Trajectory, advantage: Tensor, weight: Tensor
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """REINFORCE with an entropy bonus (paper eq. 6), (N, H), for every kind of action."""
-        dists = self.actor(trajectory.feat[:, :-1])
-        log_probs = [dist.log_prob(trajectory.actions[key][:, :-1]) for key, dist in dists.items()]
+        dists = self.actor(trajectory.feat)  # the last state too: cheaper than to copy the others
+        log_probs = [dist.log_prob(trajectory.actions[key]) for key, dist in dists.items()]
         entropies = [dist.entropy() for dist in dists.values()]
-        log_prob, entropy = sum(log_probs), sum(entropies)
+        log_prob, entropy = sum(log_probs)[:, :-1], sum(entropies)[:, :-1]
         loss = -weight * (log_prob * advantage + self.loss.entropy_scale * entropy)
         ceiling = sum(dist.max_entropy() for dist in dists.values())
         metrics = {"actor_entropy": entropy.mean(), "actor_randomness": entropy.mean() / ceiling}
@@ -216,11 +221,12 @@ class Behavior(nn.Module):
 
     @torch.no_grad()
     def update_slow_critic(self) -> None:
-        """slow <- rate * critic + (1 - rate) * slow, after every update."""
-        slow, fast = list(self.slow_critic.parameters()), list(self.critic.parameters())
+        """Moves slow <- rate * critic + (1 - rate) * slow, after every update."""
+        slow: list[Tensor] = list(self.slow_critic.parameters())
+        fast: list[Tensor] = list(self.critic.parameters())
         torch._foreach_lerp_(slow, fast, self.loss.slow_rate)
 
 
 def pad_last(x: Tensor) -> Tensor:
-    """Repeats the last column: (n, H) -> (n, H + 1), for targets that the last state does not use."""
+    """Repeats the last column, (n, H) -> (n, H + 1), for a target that the last state ignores."""
     return torch.cat([x, x[:, -1:]], 1)

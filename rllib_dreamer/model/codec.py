@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 
 import torch
@@ -53,7 +54,10 @@ def vector_features(obs: Mapping[str, Tensor], specs: ObsSpecs, symlog: bool) ->
 
 
 class ImageEncoder(nn.Module):
-    """Stages of 5x5 conv -> 2x2 max pool -> RMS norm over channels -> SiLU (official `enc.simple`)."""
+    """Stages of 5x5 conv -> 2x2 max pool -> RMS norm over channels -> SiLU.
+
+    (official `enc.simple`.)
+    """
 
     def __init__(self, channels: int, config: ModelConfig) -> None:
         super().__init__()
@@ -122,7 +126,7 @@ class ImageDecoder(nn.Module):
         self.norm = nets.RMSNorm(depths[-1])
         widths = depths[::-1]
         self.convs = nn.ModuleList(
-            nets.Conv(a, b, config.kernel) for a, b in zip(widths[:-1], widths[1:], strict=True)
+            nets.Conv(a, b, config.kernel) for a, b in itertools.pairwise(widths)
         )
         self.norms = nn.ModuleList(nets.RMSNorm(d) for d in widths[1:])
         self.out = nets.Conv(widths[-1], channels, config.kernel)
@@ -171,7 +175,7 @@ class Decoder(nn.Module):
             self.image = ImageDecoder((h, w, sum(self.channels)), config)
 
     def forward(self, deter: Tensor, stoch: Tensor) -> dict[str, Tensor]:
-        """(n, D), (n, S * K) -> by leaf: phases of pixels (see `ImageDecoder`) or raw (n, width)."""
+        """(n, D), (n, S * K) -> by leaf: phases of pixels, as `ImageDecoder`, or raw (n, width)."""
         outputs: dict[str, Tensor] = {}
         if self.vectors:
             raw = self.vector(deter, stoch)

@@ -9,7 +9,9 @@
 #ifdef _OPENMP
 #include <omp.h>
 #define THREAD omp_get_thread_num()
+#define MAX_THREADS omp_get_max_threads()
 #else
+#define MAX_THREADS 1
 #define THREAD 0
 #endif
 
@@ -56,6 +58,8 @@ INLINE float exp_(float x) {
 
 INLINE float sigmoid_(float x) { return 1.0f / (1.0f + exp_(-x)); }
 
+INLINE float tanh_(float x) { return 2.0f * sigmoid_(2.0f * x) - 1.0f; }
+
 /* Sums are kept in LANES parts, which compilers turn into one vector register, and folded at the
  * end: for (...) lanes[c % LANES] += ..., written as a loop over blocks and a rest. */
 #define LANES 16
@@ -83,7 +87,8 @@ INLINE int64_t stop_of(int64_t start, int64_t rows) {
     return start + CHUNK < rows ? start + CHUNK : rows;
 }
 
-/* Where row r of the phases (n, h, w, 2, 2) lies in the image (n, 2h, 2w); w = 0: no phases. */
+/* Where row r of the phases (n, h, w, 2, 2) lies in the image (n, 2h, 2w); w = 0: no phases. Row
+ * strides, named ld as in BLAS, let rows lie inside wider ones. */
 INLINE int64_t placed(int64_t r, int64_t w) {
     if (!w) return r;
     uint32_t small = (uint32_t)(r >> 2), line = small / (uint32_t)w, column = small % (uint32_t)w;
@@ -117,33 +122,110 @@ INLINE int64_t placed(int64_t r, int64_t w) {
 #define STORE store_bf16
 #include __FILE__
 
-/* LaProp: see optim.py. `shrink` is the factor of the clipping, `root` is 1 / (1 - beta2^t). */
+/* Threads that a parallel region of the calling thread may have. */
+EXPORT int64_t max_threads(void) { return MAX_THREADS; }
+
+/* LaProp, see optim.py. factors: of the clipping, of the weight decay, beta1, beta2, 1 - beta2^t,
+ * eps, learning rate / (1 - beta1^t). */
 EXPORT void laprop(float *param, const float *grad, float *moment, float *scale, int64_t n,
                    const float *factors) {
-    const float shrink = factors[0], beta1 = factors[1], beta2 = factors[2], root = factors[3],
-                eps = factors[4], lr = factors[5], keep = factors[6];
+    const float shrink = factors[0], keep = factors[1], beta1 = factors[2], beta2 = factors[3],
+                debias = factors[4], eps = factors[5], lr = factors[6];
 #pragma omp parallel for simd schedule(static) if (n > ENOUGH)
     for (int64_t i = 0; i < n; i++) {
         float g = grad[i] * shrink;
         float v = scale[i] * beta2 + g * g * (1.0f - beta2);
-        float m = moment[i] + (1.0f - beta1) * (g / (sqrtf(v * root) + eps) - moment[i]);
+        float m = moment[i] + (1.0f - beta1) * (g / (sqrtf(v / debias) + eps) - moment[i]);
         scale[i] = v;
         moment[i] = m;
         param[i] = param[i] * keep - lr * m;
     }
 }
 
-EXPORT double square_sum(const float *x, int64_t n) {
-    double total = 0.0;
-#pragma omp parallel for schedule(static) reduction(+ : total) if (n > ENOUGH)
-    for (int64_t start = 0; start < n; start += 4096) {
-        int64_t stop = start + 4096 < n ? start + 4096 : n;
-        float sum = 0.0f;
-#pragma omp simd reduction(+ : sum)
-        for (int64_t i = start; i < stop; i++) sum += x[i] * x[i];
-        total += sum;
+/* Probabilities (1 - unimix) * softmax(x) + unimix / K; also the softmax itself. */
+INLINE void mixed_softmax(const float *x, float *soft, float *probs, float unimix, int64_t K) {
+    float most = x[0], sum = 0.0f;
+    for (int64_t k = 1; k < K; k++) most = x[k] > most ? x[k] : most;
+#pragma omp simd
+    for (int64_t k = 0; k < K; k++) soft[k] = exp_(x[k] - most);
+    for (int64_t k = 0; k < K; k++) sum += soft[k];
+    for (int64_t k = 0; k < K; k++) {
+        soft[k] /= sum;
+        probs[k] = (1.0f - unimix) * soft[k] + unimix / (float)K;
     }
-    return total;
+}
+
+/* Draws classes from logits (rows, S, K) by inverting the cumulative distribution, or takes the
+ * most probable ones (noise = 0). stoch: one-hot rows with stride lds. options: unimix. */
+EXPORT void sample_forward(const float *logits, const float *noise, float *stoch, int64_t lds,
+                           int64_t *index, int64_t rows, int64_t S, int64_t K,
+                           const float *options) {
+#pragma omp parallel for schedule(static) if (rows * S * K > ENOUGH)
+    for (int64_t r = 0; r < rows; r++) {
+        float soft[K], probs[K];
+        for (int64_t s = 0; s < S; s++) {
+            mixed_softmax(logits + (r * S + s) * K, soft, probs, options[0], K);
+            float *hot = stoch + r * lds + s * K;
+            int64_t chosen = 0;
+            if (noise) {
+                for (int64_t k = 1; k < K; k++) probs[k] += probs[k - 1];
+                float threshold = noise[r * S + s] * probs[K - 1];
+                for (int64_t k = 0; k < K - 1; k++) chosen += probs[k] <= threshold;
+            } else
+                for (int64_t k = 1; k < K; k++) chosen = probs[k] > probs[chosen] ? k : chosen;
+            for (int64_t k = 0; k < K; k++) hot[k] = k == chosen ? 1.0f : 0.0f;
+            index[r * S + s] = chosen;
+        }
+    }
+}
+
+/* Straight-through: adds the gradient that reaches the logits through the probabilities. */
+EXPORT void sample_backward(const float *logits, const float *gstoch, float *glogits, int64_t rows,
+                            int64_t S, int64_t K, const float *options) {
+#pragma omp parallel for schedule(static) if (rows * S * K > ENOUGH)
+    for (int64_t r = 0; r < rows * S; r++) {
+        float soft[K], probs[K], mean = 0.0f;
+        const float *g = gstoch + r * K;
+        mixed_softmax(logits + r * K, soft, probs, options[0], K);
+        for (int64_t k = 0; k < K; k++) mean += soft[k] * g[k];
+        for (int64_t k = 0; k < K; k++)
+            glogits[r * K + k] += (1.0f - options[0]) * soft[k] * (g[k] - mean);
+    }
+}
+
+/* Of two-hot logits (rows, K): log of the normaliser and expected bin. The bins are
+ * symmetric about zero, so that symmetric probabilities give exactly 0. */
+EXPORT void two_hot_forward(const float *logits, const float *bins, float *log_sum, float *mean,
+                            int64_t rows, int64_t K) {
+    const int64_t middle = (K - 1) / 2;
+#pragma omp parallel for schedule(static) if (rows * K > ENOUGH)
+    for (int64_t r = 0; r < rows; r++) {
+        const float *x = logits + r * K;
+        float most = x[0], e[K], lanes[LANES] = {0}, sums[LANES] = {0};
+        for (int64_t k = 1; k < K; k++) most = x[k] > most ? x[k] : most;
+        FOR_LANES(k, K, {
+            e[k] = exp_(x[k] - most);
+            lanes[lane] += e[k];
+        })
+        FOR_LANES(k, middle, { sums[lane] += (e[k] - e[K - 1 - k]) * bins[k]; })
+        float total = fold(lanes);
+        log_sum[r] = most + logf(total);
+        mean[r] = fold(sums) / total;
+    }
+}
+
+/* Gradient of the cross-entropy to weights (1 - w, w) on the bins below and above. */
+EXPORT void two_hot_backward(const float *logits, const float *log_sum, const int64_t *below,
+                             const int64_t *above, const float *weight, const float *grad,
+                             float *glogits, int64_t rows, int64_t K) {
+#pragma omp parallel for schedule(static) if (rows * K > ENOUGH)
+    for (int64_t r = 0; r < rows; r++) {
+        const float *x = logits + r * K;
+        float *g = glogits + r * K, shift = log_sum[r], scale = grad[r];
+        FOR_LANES(k, K, { g[k] = scale * exp_(x[k] - shift); })
+        g[below[r]] -= scale * (1.0f - weight[r]);
+        g[above[r]] -= scale * weight[r];
+    }
 }
 
 #else /* for each storage type */
@@ -180,38 +262,39 @@ INLINE void NAME(row_backward)(const REAL *x, const float *scale, const REAL *gy
     for (int64_t c = 0; c < C; c++) gx[c] = r * (gx[c] - LOAD(x[c]) * dot);
 }
 
-INLINE void NAME(forward)(const REAL *x, const float *scale, REAL *y, int64_t start, int64_t stop,
-                          int64_t w, const int64_t C) {
+INLINE void NAME(forward)(const REAL *x, const float *scale, REAL *y, int64_t ldy, int64_t start,
+                          int64_t stop, int64_t w, const int64_t C) {
     for (int64_t r = start; r < stop; r++)
-        NAME(row_forward)(x + r * C, scale, y + placed(r, w) * C, C);
+        NAME(row_forward)(x + r * C, scale, y + placed(r, w) * ldy, C);
 }
 
-EXPORT void NAME(norm_silu_forward)(const REAL *x, const float *scale, REAL *y, int64_t rows,
-                                    int64_t C, int64_t w) {
-#define CALL(width) NAME(forward)(x, scale, y, start, stop_of(start, rows), w, width)
+EXPORT void NAME(norm_silu_forward)(const REAL *x, const float *scale, REAL *y, int64_t ldy,
+                                    int64_t rows, int64_t C, int64_t w) {
+#define CALL(width) NAME(forward)(x, scale, y, ldy, start, stop_of(start, rows), w, width)
 #pragma omp parallel for schedule(static) if (rows * C > ENOUGH)
     for (int64_t start = 0; start < rows; start += CHUNK) WITH_WIDTH(C, CALL)
 #undef CALL
 }
 
 /* partial: (threads, C) zeros, each thread adds its share of the gradient of the scale. */
-INLINE void NAME(backward)(const REAL *x, const float *scale, const REAL *gy, REAL *gx,
+INLINE void NAME(backward)(const REAL *x, const float *scale, const REAL *gy, int64_t ldg, REAL *gx,
                            double *partial, int64_t start, int64_t stop, int64_t w,
                            const int64_t C) {
     float gscale[C], row[C];
     for (int64_t c = 0; c < C; c++) gscale[c] = 0.0f;
     for (int64_t r = start; r < stop; r++) {
-        NAME(row_backward)(x + r * C, scale, gy + placed(r, w) * C, row, gscale, C);
+        NAME(row_backward)(x + r * C, scale, gy + placed(r, w) * ldg, row, gscale, C);
 #pragma omp simd
         for (int64_t c = 0; c < C; c++) gx[r * C + c] = STORE(row[c]);
     }
     for (int64_t c = 0; c < C; c++) partial[THREAD * C + c] += gscale[c];
 }
 
-EXPORT void NAME(norm_silu_backward)(const REAL *x, const float *scale, const REAL *gy, REAL *gx,
-                                     double *partial, int64_t rows, int64_t C, int64_t w) {
+EXPORT void NAME(norm_silu_backward)(const REAL *x, const float *scale, const REAL *gy, int64_t ldg,
+                                     REAL *gx, double *partial, int64_t rows, int64_t C,
+                                     int64_t w) {
 #define CALL(width) \
-    NAME(backward)(x, scale, gy, gx, partial, start, stop_of(start, rows), w, width)
+    NAME(backward)(x, scale, gy, ldg, gx, partial, start, stop_of(start, rows), w, width)
 #pragma omp parallel for schedule(static) if (rows * C > ENOUGH)
     for (int64_t start = 0; start < rows; start += CHUNK) WITH_WIDTH(C, CALL)
 #undef CALL
@@ -325,6 +408,50 @@ EXPORT void NAME(image_loss_backward)(const REAL *phases, const uint8_t *target,
             for (int64_t j = 0; j < w; j++)
                 for (int64_t c = 0; c < pair; c++)
                     gphases[at + 2 * j * pair + c] = STORE(line[j * pair + c]);
+        }
+    }
+}
+
+/* Gates (rows, G, 3, d) before their bias, d = D / G: reset, candidate, update. */
+EXPORT void NAME(gru_forward)(const REAL *gates, const float *bias, const float *deter,
+                              int64_t ldd, float *out, int64_t ldo, int64_t rows, int64_t G,
+                              int64_t d) {
+#pragma omp parallel for schedule(static) if (rows * G * d > ENOUGH)
+    for (int64_t r = 0; r < rows; r++)
+        for (int64_t g = 0; g < G; g++) {
+            const REAL *a = gates + (r * G + g) * 3 * d;
+            const float *b = bias + g * 3 * d, *before = deter + r * ldd + g * d;
+            float *after = out + r * ldo + g * d;
+#pragma omp simd
+            for (int64_t i = 0; i < d; i++) {
+                float reset = sigmoid_(LOAD(a[i]) + b[i]);
+                float cand = tanh_(reset * (LOAD(a[d + i]) + b[d + i]));
+                float update = sigmoid_(LOAD(a[2 * d + i]) + b[2 * d + i] - 1.0f);
+                after[i] = before[i] + update * (cand - before[i]);
+            }
+        }
+}
+
+EXPORT void NAME(gru_backward)(const REAL *gates, const float *bias, const float *deter,
+                               const float *gout, REAL *ggates, float *gdeter, int64_t rows,
+                               int64_t G, int64_t d) {
+#pragma omp parallel for schedule(static) if (rows * G * d > ENOUGH)
+    for (int64_t k = 0; k < rows * G; k++) {
+        const REAL *a = gates + k * 3 * d;
+        REAL *ga = ggates + k * 3 * d;
+        const float *b = bias + k % G * 3 * d, *before = deter + k * d, *go = gout + k * d;
+        float *gbefore = gdeter + k * d;
+#pragma omp simd
+        for (int64_t i = 0; i < d; i++) {
+            float raw = LOAD(a[d + i]) + b[d + i];
+            float reset = sigmoid_(LOAD(a[i]) + b[i]);
+            float cand = tanh_(reset * raw);
+            float update = sigmoid_(LOAD(a[2 * d + i]) + b[2 * d + i] - 1.0f);
+            float gcand = go[i] * update * (1.0f - cand * cand);
+            ga[i] = STORE(gcand * raw * reset * (1.0f - reset));
+            ga[d + i] = STORE(gcand * reset);
+            ga[2 * d + i] = STORE(go[i] * (cand - before[i]) * update * (1.0f - update));
+            gbefore[i] = go[i] * (1.0f - update);
         }
     }
 }

@@ -16,6 +16,7 @@ from torch.autograd.function import once_differentiable
 
 from rllib_dreamer.model.kernels_build import library
 
+TwoHotTarget = tuple[Tensor, Tensor, Tensor]
 SUFFIXES = {torch.float32: "_f32", torch.bfloat16: "_bf16"}
 
 
@@ -29,13 +30,19 @@ def accepts(x: Tensor) -> bool:
     return x.device.type == "cpu" and x.dtype in SUFFIXES
 
 
-def call(name: str, dtype: torch.dtype | None, *args: Tensor | int) -> None:
+def accepts_float32(x: Tensor) -> bool:
+    """Whether x lies contiguously in float32 on the CPU."""
+    return x.device.type == "cpu" and x.dtype == torch.float32 and x.is_contiguous()
+
+
+def call(name: str, dtype: torch.dtype | None, *args: Tensor | int | None) -> None:
     """Calls a C function.
 
     Args:
         name: Its name, without the suffix of the storage type.
         dtype: The storage type; None if the function exists for one only.
-        *args: Contiguous tensors, passed as pointers, and integers, passed as int64.
+        *args: Tensors, passed as pointers to their first element, integers, passed as int64, and
+            None, the null pointer.
     """
     _function(name + (SUFFIXES[dtype] if dtype else ""))(
         *[x.data_ptr() if isinstance(x, Tensor) else x for x in args]
@@ -57,7 +64,10 @@ def _function(name: str) -> Callable[..., Any]:
 
 def partial_sums(width: int) -> Tensor:
     """(threads, width) float64 zeros, in which each thread collects a gradient."""
-    return torch.zeros(torch.get_num_threads(), width, dtype=torch.float64)
+    native = library()
+    assert native is not None
+    native.max_threads.restype = ctypes.c_int64
+    return torch.zeros(native.max_threads(), width, dtype=torch.float64)
 
 
 class _NormSilu(torch.autograd.Function):
@@ -68,7 +78,8 @@ class _NormSilu(torch.autograd.Function):
         x = x.contiguous()
         width = scale.shape[0]
         y = torch.empty_like(x)
-        call("norm_silu_forward", x.dtype, x, scale, y, x.numel() // width, width, columns)
+        sizes = (width, x.numel() // width, width, columns)
+        call("norm_silu_forward", x.dtype, x, scale, y, *sizes)
         ctx.save_for_backward(x, scale)
         ctx.columns = columns
         return y
@@ -80,7 +91,7 @@ class _NormSilu(torch.autograd.Function):
         width = scale.shape[0]
         grad, gx, gscale = grad.contiguous(), torch.empty_like(x), partial_sums(width)
         sizes = (x.numel() // width, width, ctx.columns)
-        call("norm_silu_backward", x.dtype, x, scale, grad, gx, gscale, *sizes)
+        call("norm_silu_backward", x.dtype, x, scale, grad, width, gx, gscale, *sizes)
         return gx, gscale.sum(0).to(scale.dtype), None
 
 
@@ -147,6 +158,63 @@ class _ImageLoss(torch.autograd.Function):
 def image_loss(phases: Tensor, target: Tensor) -> Tensor:
     """See `ops.image_loss`."""
     return _ImageLoss.apply(phases, target)
+
+
+class _TwoHotLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, logits: Tensor, log_sum: Tensor, below: Tensor, above: Tensor, weight: Tensor
+    ) -> Tensor:
+        low, high = (logits.gather(-1, i.unsqueeze(-1)).squeeze(-1) for i in (below, above))
+        ctx.save_for_backward(logits, log_sum, below, above, weight)
+        return log_sum - torch.lerp(low, high, weight)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        logits = ctx.saved_tensors[0]
+        glogits, bins = torch.empty_like(logits), logits.shape[-1]
+        sizes = (logits.numel() // bins, bins)
+        call("two_hot_backward", None, *ctx.saved_tensors, grad.contiguous(), glogits, *sizes)
+        return glogits, None, None, None, None
+
+
+def two_hot_loss(logits: Tensor, log_sum: Tensor, target: TwoHotTarget) -> Tensor:
+    """Cross-entropy (...) of `distributions.TwoHot`.
+
+    Args:
+        logits: Contiguous float32 (..., bins).
+        log_sum: (...), from `two_hot_statistics`.
+        target: Bins below and above, weight of the one above, (...) each.
+    """
+    below, above, weight = (x.contiguous() for x in target)
+    return _TwoHotLoss.apply(logits, log_sum, below, above, weight)
+
+
+@torch.no_grad()
+def two_hot_statistics(logits: Tensor, bins: Tensor) -> tuple[Tensor, Tensor]:
+    """Log of the sum of exponentials (...) and expected bin (...) of contiguous (..., bins)."""
+    log_sum, mean = logits.new_empty(logits.shape[:-1]), logits.new_empty(logits.shape[:-1])
+    sizes = (log_sum.numel(), logits.shape[-1])
+    call("two_hot_forward", None, logits, bins, log_sum, mean, *sizes)
+    return log_sum, mean
+
+
+def laprop(
+    param: Tensor, grad: Tensor, moment: Tensor, scale: Tensor, factors: tuple[float, ...]
+) -> None:
+    """One step of `optim.LaProp` on contiguous float32 tensors, in place.
+
+    Args:
+        param: Changed, like `moment` and `scale`, its first and second moment.
+        grad: Its gradient, not clipped.
+        moment: Momentum.
+        scale: Second moment.
+        factors: Of the clipping, of the weight decay, beta1, beta2, 1 - beta2^t, eps and
+            learning rate / (1 - beta1^t).
+    """
+    options = torch.tensor(factors, dtype=torch.float32)
+    call("laprop", None, param, grad, moment, scale, param.numel(), options)
 
 
 def normalize_frames(frames: Tensor, dtype: torch.dtype) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import torch
@@ -90,7 +91,7 @@ class MLP(nn.Sequential):
 
     def __init__(self, in_features: int, units: int, layers: int) -> None:
         widths = [in_features] + [units] * layers
-        super().__init__(*(Layer(a, b) for a, b in zip(widths[:-1], widths[1:], strict=True)))
+        super().__init__(*(Layer(a, b) for a, b in itertools.pairwise(widths)))
 
 
 class Conv(nn.Conv2d):

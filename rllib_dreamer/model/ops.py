@@ -27,7 +27,7 @@ def symexp(x: Tensor) -> Tensor:
 
 
 def rms_norm(x: Tensor, scale: Tensor, eps: float = 1e-4) -> Tensor:
-    """x / sqrt(mean(x^2) + eps) * scale over the last axis, in float32, returned in x's dtype."""
+    """Returns x / sqrt(mean(x^2) + eps) * scale over the last axis, computed in float32."""
     x32 = x.float()
     x32 = x32 * torch.rsqrt(x32.square().mean(-1, keepdim=True) + eps) * scale
     return x32.to(x.dtype)
@@ -152,7 +152,7 @@ def replay_return(
     """Targets of the replay value loss (official `repl_loss`).
 
         R_{T-1} = boot_{T-1}
-        R_t = r_{t+1} + (1 - cont_{t+1}) * live_{t+1} * boot_{t+1} + live_{t+1} * cont_{t+1} * R_{t+1}
+        R_t = r_{t+1} + live_{t+1} * ((1 - cont_{t+1}) * boot_{t+1} + cont_{t+1} * R_{t+1})
 
     with live = (1 - terminal) * discount and cont = (1 - last) * lam: a time limit bootstraps from
     `boot`, a termination does not.
@@ -216,7 +216,7 @@ def upsample_conv(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 
 def _fold_matrix() -> Tensor:
-    """(phase, tap of the 3-kernel, tap of the 5-kernel): which taps land on the same small pixel."""
+    """(phase, tap of the 3-kernel, tap of the 5-kernel): 1 if both fall on the same small pixel."""
     fold = torch.zeros(2, 3, 5)
     for phase in range(2):
         for tap in range(5):
@@ -228,7 +228,7 @@ _FOLD = _fold_matrix()
 
 
 def symexp_bins(count: int) -> Tensor:
-    """Bins of the two-hot heads: symexp of an even grid on [-20, 20], exactly symmetric, 0 included.
+    """Bins of the two-hot heads: symexp of an even grid on [-20, 20], exactly symmetric, with 0.
 
     Args:
         count: Number of bins; odd, 255 in the official configuration.
@@ -238,7 +238,7 @@ def symexp_bins(count: int) -> Tensor:
 
 
 def total_loss(losses: dict[str, Tensor], scales: dict[str, float]) -> Tensor:
-    """sum over the terms of scale * mean(loss). The one place where losses are weighed.
+    """Sum over the terms of scale * mean(loss). The one place where losses are weighed.
 
     Raises:
         AssertionError: If the terms and the scales do not have the same names.

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rllib_dreamer.model import nets, ops
+from rllib_dreamer.model import kernels_rssm, nets, ops
 from rllib_dreamer.model.distributions import Noise
+from rllib_dreamer.model.fuse import native
+from rllib_dreamer.model.kernels_rssm import CellBuffers, CellWeights, PosteriorWeights, Scan
 from rllib_dreamer.model.sizes import ModelConfig
+
+# feat (n, F), encoded action (n, A), noise (n, S) or None, out: writes the next feat (n, F) there.
+Transition = Callable[[Tensor, Tensor, Tensor | None, Tensor], None]
 
 
 class State(NamedTuple):
@@ -28,7 +35,7 @@ class Posterior(NamedTuple):
 
     deter: Tensor
     stoch: Tensor
-    index: Tensor
+    index: Tensor  # type: ignore[assignment]  # hides tuple.index
     logits: Tensor
 
 
@@ -136,8 +143,11 @@ class RSSM(nn.Module):
         """
         rows, steps = is_first.shape
         keep = 1.0 - is_first.float().unsqueeze(-1)  # (B, T, 1)
-        embedded = self.embed_action(action * keep)  # (B, T, U)
         uniform = noise.uniform((steps, rows, self.config.stoch), tokens.device)
+        if native(tokens) and len(self.posterior) == 1:
+            with torch.autocast("cpu", enabled=False):
+                return self._observe_native(state, action, tokens, keep, uniform)
+        embedded = self.embed_action(action * keep)  # (B, T, U)
         outputs = []
         for t in range(steps):
             state = State(state.deter * keep[:, t], state.stoch * keep[:, t, :, None])
@@ -146,3 +156,74 @@ class RSSM(nn.Module):
             )
             outputs.append((state.deter, state.stoch, index, logits))
         return Posterior(*(torch.stack(parts, 1) for parts in zip(*outputs, strict=True)))
+
+    def _observe_native(
+        self, state: State, action: Tensor, tokens: Tensor, keep: Tensor, uniform: Tensor | None
+    ) -> Posterior:
+        """`observe` by native kernels, in float32; keep (B, T, 1)."""
+        layer, width, last = self.posterior[0], self.config.deter, self.posterior_out
+        assert isinstance(layer, nets.Layer)
+        weight = layer.linear.weight  # (U, D + E)
+        tokens = F.linear(tokens, weight[:, width:], layer.linear.bias)  # (B, T, U)
+        scan = Scan(
+            keep=keep.transpose(0, 1).contiguous(),  # (T, B, 1)
+            action=self.embed_action(action * keep).transpose(0, 1).contiguous(),  # (T, B, U)
+            tokens=tokens.transpose(0, 1).contiguous(),  # (T, B, U)
+            noise=uniform,
+            deter=state.deter,
+            stoch=state.stoch.flatten(1),
+        )
+        posterior = PosteriorWeights(weight[:, :width], layer.norm.scale, last.weight, last.bias)
+        deter, stoch, logits, index = kernels_rssm.observe(
+            scan,
+            self.cell_weights(torch.float32),
+            posterior,
+            self.config.unimix,
+            self.config.stoch,
+        )
+        classes = (self.config.stoch, self.config.classes)
+        stoch, logits = stoch.unflatten(-1, classes), logits.unflatten(-1, classes)
+        return Posterior(*(x.transpose(0, 1) for x in (deter, stoch, index, logits)))
+
+    def cell_weights(self, dtype: torch.dtype) -> CellWeights:
+        """The cell's parameters as the native loops want them, matrices in `dtype`."""
+        deter, stoch = self.deter_in, self.stoch_in
+        width = self.config.deter // self.config.blocks
+        cell = self.cell_in.weight  # (G, D / G + 3U, D / G)
+        shared = cell[:, width:].transpose(0, 1).flatten(1)  # (3U, D)
+        return CellWeights(
+            *(deter.linear.weight.to(dtype), deter.linear.bias.to(dtype), deter.norm.scale),
+            *(stoch.linear.weight.to(dtype), stoch.linear.bias.to(dtype), stoch.norm.scale),
+            *(shared.to(dtype), cell[:, :width].to(dtype), self.cell_in.bias.to(dtype)),
+            *(self.cell_norm.scale, self.gates.weight.to(dtype), self.gates.bias),
+        )
+
+    @torch.no_grad()
+    def transition(self, n: int) -> Transition:
+        """A function that does `imagine_step` for n rows, from features to features."""
+        deter = self.config.deter
+        if native(self.deter_in.linear.weight):
+            return self._transition_native(n)
+
+        def step(feat: Tensor, action: Tensor, uniform: Tensor | None, out: Tensor) -> None:
+            stoch = feat[:, deter:].unflatten(1, (self.config.stoch, -1))
+            state = self.imagine_step(State(feat[:, :deter], stoch), action, uniform)
+            out.copy_(torch.cat([state.deter, state.stoch.flatten(1)], 1))
+
+        return step
+
+    def _transition_native(self, n: int) -> Transition:
+        autocast = torch.is_autocast_enabled("cpu")
+        dtype = torch.get_autocast_dtype("cpu") if autocast else torch.float32
+        weights, deter = self.cell_weights(dtype), self.config.deter
+        buffers = CellBuffers.empty((n,), weights, dtype)
+        index = torch.empty(n, self.config.stoch, dtype=torch.int64)
+        options = torch.tensor([self.config.unimix])
+
+        def step(feat: Tensor, action: Tensor, uniform: Tensor | None, out: Tensor) -> None:
+            inputs = feat[:, :deter], feat[:, deter:], self.embed_action(action)
+            kernels_rssm.cell_into(weights, buffers, inputs, out[:, :deter])
+            logits = self.prior_out(self.prior(out[:, :deter])).float()
+            kernels_rssm.sample_into(logits, uniform, out[:, deter:], index, options)
+
+        return step

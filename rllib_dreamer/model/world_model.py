@@ -8,11 +8,28 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from rllib_dreamer.model import nets, ops
-from rllib_dreamer.model.codec import Decoder, Encoder
-from rllib_dreamer.model.distributions import Binary, Noise, TwoHot
+from rllib_dreamer.model import kernels, nets, ops
+from rllib_dreamer.model.distributions import Binary, Noise, TwoHot, two_hot
+from rllib_dreamer.model.fuse import native
 from rllib_dreamer.model.rssm import RSSM, Posterior, State
 from rllib_dreamer.model.sizes import ActionSpec, LossConfig, ModelConfig
+
+
+class NativeTwoHot(TwoHot):
+    """`TwoHot` by native kernels. `mode` gives no gradient."""
+
+    def __init__(self, logits: Tensor, bins: Tensor) -> None:
+        super().__init__(logits.float().contiguous(), bins)
+        self.log_sum, self.mean = kernels.two_hot_statistics(self.logits.detach(), bins)
+
+    def mode(self) -> Tensor:
+        """Expected value (...)."""
+        return self.mean
+
+    def loss(self, target: Tensor) -> Tensor:
+        """Cross-entropy (...) to the two-hot encoding of target (...)."""
+        weights = two_hot(target.detach().float(), self.bins)
+        return kernels.two_hot_loss(self.logits, self.log_sum, weights)
 
 
 class TwoHotHead(nn.Module):
@@ -27,7 +44,8 @@ class TwoHotHead(nn.Module):
 
     def forward(self, feat: Tensor) -> TwoHot:
         """(..., F) -> distribution over (...)."""
-        return TwoHot(self.out(self.mlp(feat)), self.bins)
+        logits = self.out(self.mlp(feat))
+        return (NativeTwoHot if native(logits) else TwoHot)(logits, self.bins)
 
 
 class BinaryHead(nn.Module):
@@ -60,7 +78,7 @@ def encode_action(actions: Mapping[str, Tensor], specs: Mapping[str, ActionSpec]
     """Concatenates action leaves in sorted order: one-hot of discrete ones, real ones as they are.
 
     Args:
-        actions: Leaves (..., n). Discrete ones hold class indices counted from zero; -1 gives zeros.
+        actions: Leaves (..., n). Discrete ones hold class indices from zero on; -1 gives zeros.
         specs: Their specs.
 
     Returns:
@@ -101,7 +119,7 @@ class WorldModel(nn.Module):
     """Learns what happens next.
 
     Args:
-        encoder: Module with an `embed` width that maps observation leaves (n, ...) to tokens (n, E).
+        encoder: Maps observation leaves (n, ...) to tokens (n, E) and has this width as `embed`.
         decoder: Module with `forward(deter, stoch)` and `losses(outputs, obs)`; None learns without
             reconstruction.
         actions: Specs of the action leaves.
@@ -171,13 +189,12 @@ class WorldModel(nn.Module):
             metrics["reward_mean"] = reward.float().mean()
         return WorldModelOutput(posterior, feat, losses, metrics)
 
-    def _reconstruction(
-        self, posterior: Posterior, obs: Mapping[str, Tensor]
-    ) -> dict[str, Tensor]:
+    def _reconstruction(self, posterior: Posterior, obs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Loss (B, T) of each decoded leaf."""
         if self.decoder is None:
             return {}
         rows = posterior.deter.shape[0]
-        outputs = self.decoder(posterior.deter.flatten(0, 1), posterior.stoch.flatten(0, 1).flatten(1))
+        deter, stoch = posterior.deter.flatten(0, 1), posterior.stoch.flatten(0, 1).flatten(1)
+        outputs = self.decoder(deter, stoch)
         losses = self.decoder.losses(outputs, {key: x.flatten(0, 1) for key, x in obs.items()})
         return {key: x.unflatten(0, (rows, -1)) for key, x in losses.items()}

@@ -1,0 +1,343 @@
+"""DreamerConfig: every setting, its published value and its check."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from ray.rllib.algorithms.algorithm_config import AlgorithmConfig, NotProvided
+from ray.rllib.core.rl_module.rl_module import RLModuleSpec
+from ray.rllib.utils.schedules.scheduler import Scheduler
+
+from rllib_dreamer.dreamer_catalog import DreamerCatalog
+from rllib_dreamer.dreamer_torch_rl_module import DreamerTorchRLModule
+from rllib_dreamer.hardware import PRECISIONS
+from rllib_dreamer.model.sizes import LossConfig, model_config
+
+if TYPE_CHECKING:
+    from rllib_dreamer.dreamer_torch_learner import DreamerTorchLearner
+
+logger = logging.getLogger(__name__)
+
+PARTS = ("world_model", "actor", "critic")
+"""The parts of the agent that may have their own learning rates."""
+
+# Settings of RLlib's DreamerV3Config that mean nothing here, and why.
+_WITHOUT_EFFECT = {
+    "world_model_grad_clip_by_global_norm": "gradients are clipped adaptively, see agc",
+    "actor_grad_clip_by_global_norm": "gradients are clipped adaptively, see agc",
+    "critic_grad_clip_by_global_norm": "gradients are clipped adaptively, see agc",
+    "intrinsic_rewards_scale": "there are no intrinsic rewards",
+    "gc_frequency_train_steps": "nothing needs collecting by hand",
+}
+
+
+def _number(value: Any, above: float = -math.inf) -> bool:
+    """Whether the value is a finite number of at least `above`."""
+    number = isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
+    return number and math.isfinite(value) and bool(value >= above)
+
+
+def _count(value: Any, least: int) -> bool:
+    """Whether the value is a whole number of at least `least`."""
+    whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+    return whole and bool(value >= least)
+
+
+# What each setting may be, in words and as a test.
+_RANGES: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "training_ratio": ("a number > 0", lambda v: _number(v) and v > 0),
+    "agc": ("a number > 0", lambda v: _number(v) and v > 0),
+    "batch_size_B": ("a whole number >= 1", lambda v: _count(v, 1)),
+    "batch_length_T": ("a whole number >= 2", lambda v: _count(v, 2)),
+    "horizon_H": ("a whole number >= 1", lambda v: _count(v, 1)),
+    "replay_capacity": ("a whole number >= 1", lambda v: _count(v, 1)),
+    "broadcast_interval": ("a whole number >= 1", lambda v: _count(v, 1)),
+    "max_nonfinite_updates": ("a whole number >= 1", lambda v: _count(v, 1)),
+    "warmup_updates": ("a whole number >= 0", lambda v: _count(v, 0)),
+    "replay_prefetch": ("a whole number >= 0", lambda v: _count(v, 0)),
+    "weight_decay": ("a number >= 0", lambda v: _number(v, 0)),
+    "free_nats": ("a number >= 0", lambda v: _number(v, 0)),
+    "entropy_scale": ("a number >= 0", lambda v: _number(v, 0)),
+    "gamma": ("in [0, 1), the paper has 1 - 1/333", lambda v: _number(v, 0) and v < 1),
+    "gae_lambda": ("in [0, 1]", lambda v: _number(v, 0) and v <= 1),
+    "return_normalization_decay": ("in [0, 1)", lambda v: _number(v, 0) and v < 1),
+    "precision": (f"one of {PRECISIONS}", lambda v: v in PRECISIONS),
+    "symlog_obs": ('True, False or "auto"', lambda v: v in (True, False, "auto")),
+    "learner_threads": ('"auto" or a whole number >= 1', lambda v: v == "auto" or _count(v, 1)),
+}
+
+
+class DreamerConfig(AlgorithmConfig):
+    """Configuration of `DreamerTorch`.
+
+    Two settings matter to most users, `model_size` and `training_ratio`; the others hold the
+    published values. Names are those of RLlib's `DreamerV3Config` where the thing is the same.
+
+        config = (
+            DreamerConfig()
+            .environment("dmc/walker-walk")
+            .training(model_size="12M", training_ratio=256)
+        )
+        config.build_algo().train()
+    """
+
+    def __init__(self, algo_class: type | None = None) -> None:
+        """Sets the published values."""
+        from rllib_dreamer.dreamer import DreamerTorch
+
+        super().__init__(algo_class=algo_class or DreamerTorch)
+        # Model and losses.
+        self.model_size = "12M"
+        self.horizon_H = 15
+        self.gamma = 1.0 - 1.0 / 333.0
+        self.gae_lambda = 0.95
+        self.entropy_scale = 3e-4
+        self.return_normalization_decay = 0.99
+        self.free_nats = 1.0
+        self.loss_scales: dict[str, float] = {}
+        self.train_actor = True
+        self.train_critic = True
+        self.symlog_obs: bool | str = "auto"
+        # Optimization.
+        self.lr = 4e-5
+        self.world_model_lr: Any = None
+        self.actor_lr: Any = None
+        self.critic_lr: Any = None
+        self.agc = 0.3
+        self.warmup_updates = 1000
+        self.weight_decay = 0.0
+        self.max_nonfinite_updates = 10
+        self.precision = "auto"
+        self.compile = True
+        self.learner_threads: int | str = "auto"
+        # Replay.
+        self.training_ratio = 256.0
+        self.batch_size_B = 16
+        self.batch_length_T = 64
+        self.replay_capacity = 1_000_000
+        self.replay_online = True
+        self.replay_directory: str | None = None
+        self.replay_prefetch = 0
+        self.store_buffer_in_checkpoints = True
+        # Sampling.
+        self.broadcast_interval = 1
+        # RLlib's own settings.
+        self.train_batch_size = None
+        self.num_env_runners = 0
+        self.rollout_fragment_length = 1
+        self.min_time_s_per_iteration = 5
+        self.metrics_num_episodes_for_smoothing = 10
+        self.enable_rl_module_and_learner = True
+        self.enable_env_runner_and_connector_v2 = True
+
+    def training(
+        self,
+        *,
+        model_size: str = NotProvided,
+        training_ratio: float = NotProvided,
+        batch_size_B: int = NotProvided,
+        batch_length_T: int = NotProvided,
+        horizon_H: int = NotProvided,
+        gae_lambda: float = NotProvided,
+        entropy_scale: float = NotProvided,
+        return_normalization_decay: float = NotProvided,
+        free_nats: float = NotProvided,
+        loss_scales: dict[str, float] = NotProvided,
+        train_actor: bool = NotProvided,
+        train_critic: bool = NotProvided,
+        symlog_obs: bool | str = NotProvided,
+        world_model_lr: Any = NotProvided,
+        actor_lr: Any = NotProvided,
+        critic_lr: Any = NotProvided,
+        agc: float = NotProvided,
+        warmup_updates: int = NotProvided,
+        weight_decay: float = NotProvided,
+        max_nonfinite_updates: int = NotProvided,
+        precision: str = NotProvided,
+        use_float16: bool = NotProvided,
+        compile: bool = NotProvided,
+        learner_threads: int | str = NotProvided,
+        replay_capacity: int = NotProvided,
+        replay_online: bool = NotProvided,
+        replay_directory: str | None = NotProvided,
+        replay_prefetch: int = NotProvided,
+        replay_buffer_config: dict[str, Any] = NotProvided,
+        store_buffer_in_checkpoints: bool = NotProvided,
+        broadcast_interval: int = NotProvided,
+        **kwargs: Any,
+    ) -> DreamerConfig:
+        """Sets what concerns training.
+
+        Args:
+            model_size: "1M", "12M", "25M", "50M", "100M", "200M" or "400M" parameters; XS, S, M, L
+                and XL stand for 12M to 200M.
+            training_ratio: Replayed steps per agent step, > 0. With 16 x 64 steps a batch, 256
+                means one update every 4 agent steps. Held exactly.
+            batch_size_B: Rows of a batch over all learners; a multiple of `num_learners`.
+            batch_length_T: Trained steps of a row.
+            horizon_H: Steps of an imagined trajectory.
+            gae_lambda: Lambda of the returns, in [0, 1].
+            entropy_scale: Weight of the actor's entropy.
+            return_normalization_decay: Decay of the return percentiles, in [0, 1).
+            free_nats: KL below which the dynamics and representation losses are constant.
+            loss_scales: Weights to change: "rec", "reward", "cont", "dyn", "rep", "actor",
+                "critic", "repval".
+            train_actor: Whether the actor learns.
+            train_critic: Whether the critic learns; the actor cannot learn without it.
+            symlog_obs: Whether vector observations are squashed by symlog; "auto" is True.
+            world_model_lr: Learning rate or RLlib schedule of the world model; None takes `lr`.
+            actor_lr: The same for the actor.
+            critic_lr: The same for the critic.
+            agc: Largest norm of a tensor's gradient as a share of the tensor's norm.
+            warmup_updates: Updates over which learning rates rise from zero.
+            weight_decay: Decoupled weight decay of matrices and kernels.
+            max_nonfinite_updates: Updates with NaN or infinite gradients in a row, all skipped,
+                after which training stops.
+            precision: "float32", "bfloat16" or "auto": bfloat16 where the learner's device is
+                faster with it.
+            use_float16: True is precision="bfloat16", False is "float32".
+            compile: Whether chains of small operations are fused, by native kernels on a CPU and by
+                `torch.compile` on CUDA. Without a C compiler they run one by one.
+            learner_threads: CPU threads of each learner; "auto" takes what the machine has.
+            replay_capacity: Steps that the replay holds.
+            replay_online: Whether every fresh sequence is replayed once before any is drawn.
+            replay_directory: Folder for memory-mapped replay; None keeps it in memory.
+            replay_prefetch: Batches prepared ahead by a thread; 0 is repeatable across restarts.
+            replay_buffer_config: Of RLlib's DreamerV3Config; only "capacity" is read.
+            store_buffer_in_checkpoints: Whether checkpoints hold the replay.
+            broadcast_interval: Training steps between two updates of the EnvRunners' weights.
+            **kwargs: Of `AlgorithmConfig.training`: `lr`, `gamma`, ....
+
+        Raises:
+            ValueError: If curiosity is asked for.
+        """
+        settings = {k: v for k, v in locals().items() if k not in ("self", "kwargs", "__class__")}
+        use_float16 = settings.pop("use_float16")
+        buffer_config = settings.pop("replay_buffer_config")
+        if use_float16 is not NotProvided:
+            settings["precision"] = "bfloat16" if use_float16 else "float32"
+        if buffer_config is not NotProvided and "capacity" in buffer_config:
+            settings["replay_capacity"] = int(buffer_config["capacity"])
+        if kwargs.pop("use_curiosity", False):
+            raise ValueError("use_curiosity=True is not available: leave it out.")
+        for name in _WITHOUT_EFFECT.keys() & kwargs.keys():
+            kwargs.pop(name)
+            logger.warning("%s has no effect: %s.", name, _WITHOUT_EFFECT[name])
+        super().training(**kwargs)
+        for name, value in settings.items():
+            if value is not NotProvided:
+                setattr(self, name, value)
+        return self
+
+    def reporting(self, **kwargs: Any) -> DreamerConfig:
+        """Of `AlgorithmConfig.reporting`; RLlib's `report_*` switches are accepted."""
+        for name in [k for k in kwargs if k.startswith("report_")]:
+            if kwargs.pop(name):
+                logger.warning("%s has no effect: the losses are always reported.", name)
+        super().reporting(**kwargs)
+        return self
+
+    def validate(self) -> None:
+        """Checks every setting.
+
+        Raises:
+            ValueError: Naming the field, what was given and what is allowed.
+        """
+        super().validate()
+        model_config(self.model_size)
+        for name, (allowed, holds) in _RANGES.items():
+            if not holds(getattr(self, name)):
+                self._value_error(f"`{name}`={getattr(self, name)!r} must be {allowed}.")
+        self._validate_learning_rates()
+        self._validate_loss_scales()
+        if self.train_actor and not self.train_critic:
+            self._value_error("`train_actor`=True needs `train_critic`=True: set both or neither.")
+        if self.train_batch_size is not None:
+            self._value_error(
+                f"`train_batch_size`={self.train_batch_size} is not used: set `batch_size_B` and "
+                "`batch_length_T` instead."
+            )
+        if self.replay_capacity < self.batch_size_B * self.batch_length_T:
+            self._value_error(
+                f"`replay_capacity`={self.replay_capacity} is smaller than one batch of "
+                f"{self.batch_size_B} x {self.batch_length_T} steps: raise it, 1_000_000 is usual."
+            )
+        if self.num_learners > 1 and self.batch_size_B % self.num_learners:
+            self._value_error(
+                f"`batch_size_B`={self.batch_size_B} must be a multiple of `num_learners`="
+                f"{self.num_learners}, so that every learner gets as many rows: change either."
+            )
+        if self.is_multi_agent:
+            self._value_error(
+                "several agents are not supported: `DreamerTorch` keeps one stream of replay for "
+                "each environment; wrap the environment as a single agent with Dict spaces."
+            )
+        if not (self.enable_rl_module_and_learner and self.enable_env_runner_and_connector_v2):
+            self._value_error("`DreamerTorch` needs the new API stack: leave `api_stack` alone.")
+
+    def _validate_learning_rates(self) -> None:
+        """Checks `lr` and the rates of the single parts: numbers or schedules, none missing."""
+        for part in PARTS:
+            name = f"{part}_lr"
+            own = getattr(self, name)
+            if own is None and self.lr is None:
+                self._value_error(f"`{name}` and `lr` are both None: set either, `lr` is for all.")
+            Scheduler.validate(
+                fixed_value_or_schedule=self.lr if own is None else own,
+                setting_name=name,
+                description="learning rate",
+            )
+
+    def _validate_loss_scales(self) -> None:
+        """Checks the names and values of `loss_scales`."""
+        negative = {k: v for k, v in self.loss_scales.items() if not _number(v, 0)}
+        if negative:
+            self._value_error(f"`loss_scales` must be numbers >= 0, got {negative}.")
+        unknown = self.loss_scales.keys() - LossConfig().scales.keys()
+        if unknown:
+            self._value_error(
+                f"`loss_scales` has unknown terms {sorted(unknown)}: it takes "
+                f"{sorted(LossConfig().scales)}."
+            )
+
+    @property
+    def loss_config(self) -> LossConfig:
+        """The constants of the losses."""
+        scales = LossConfig().scales | self.loss_scales
+        if not self.train_actor:
+            scales["actor"] = 0.0
+        if not self.train_critic:
+            scales["critic"] = scales["repval"] = 0.0
+        return LossConfig(
+            horizon=self.horizon_H,
+            discount_horizon=1.0 / (1.0 - self.gamma),
+            lam=self.gae_lambda,
+            free_nats=self.free_nats,
+            entropy_scale=self.entropy_scale,
+            return_rate=1.0 - self.return_normalization_decay,
+            scales=scales,
+        )
+
+    @property
+    def _model_config_auto_includes(self) -> dict[str, Any]:
+        loss = {f: getattr(self.loss_config, f) for f in LossConfig.__dataclass_fields__}
+        symlog = True if self.symlog_obs == "auto" else bool(self.symlog_obs)
+        return super()._model_config_auto_includes | {
+            "model_size": self.model_size,
+            "symlog_obs": symlog,
+            "loss": loss,
+        }
+
+    def get_default_rl_module_spec(self) -> RLModuleSpec:
+        """Our RLModule and catalog."""
+        return RLModuleSpec(module_class=DreamerTorchRLModule, catalog_class=DreamerCatalog)
+
+    def get_default_learner_class(self) -> type[DreamerTorchLearner]:
+        """Our learner."""
+        from rllib_dreamer.dreamer_torch_learner import DreamerTorchLearner
+
+        return DreamerTorchLearner

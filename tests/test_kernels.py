@@ -1,0 +1,344 @@
+"""Native kernels against the plain functions that they stand for, and how they are built."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from rllib_dreamer.model import fuse, kernels, kernels_build, ops
+from rllib_dreamer.model.agent import Agent, build_agent
+from rllib_dreamer.model.distributions import FixedNoise, TwoHot
+from rllib_dreamer.model.fuse import fusing
+from rllib_dreamer.model.optim import LaProp
+from rllib_dreamer.model.rssm import RSSM, State
+from rllib_dreamer.model.sizes import ActionSpec, LossConfig, ObsSpec, model_config
+from rllib_dreamer.model.world_model import NativeTwoHot
+
+# Relative L2 error: a few roundings of float32; one rounding of bfloat16 (2^-8), where the plain
+# function rounds once more, before SiLU.
+TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 8e-3}
+
+
+Case = tuple[str, Callable[[torch.dtype], tuple[Tensor, ...]]]
+
+
+def _frames(*shape: int) -> Tensor:
+    return torch.randint(0, 256, shape, dtype=torch.uint8)
+
+
+def _rows(name: str, *shape: int, width: int) -> Case:
+    return name, lambda dtype: (torch.randn(*shape).to(dtype), torch.rand(width) + 0.5)
+
+
+CASES = [
+    *(_rows("norm_silu", n, c, width=c) for n, c in ((1, 3), (1000, 7), (70, 48), (3, 2049))),
+    *(_rows("norm_silu", 3, 5, c, width=c) for c in (8, 12, 16, 32, 64)),
+    *(_rows("pool_norm_silu", 3, 6, 10, c, width=c) for c in (1, 8, 12, 50)),
+    *(_rows("phase_norm_silu", 3, 5, 7, 4 * c, width=c) for c in (1, 8, 12, 50)),
+    *(
+        (
+            "image_loss",
+            lambda dtype, c=c: (torch.randn(5, 7, 3, 4 * c).to(dtype), _frames(5, 14, 6, c)),
+        )
+        for c in (1, 3, 6)
+    ),
+]
+
+
+@pytest.fixture(autouse=True)
+def seed() -> None:
+    torch.manual_seed(0)
+
+
+def error(ours: Tensor, reference: Tensor) -> float:
+    """L2 norm of the difference over that of the reference."""
+    ours, reference = ours.detach().double(), reference.detach().double()
+    return float((ours - reference).norm() / reference.norm().clamp(min=1e-20))
+
+
+def results(function: Callable, args: tuple[Tensor, ...], native: bool) -> list[Tensor]:
+    """The result and the gradients of all real arguments, for a random gradient of the result."""
+    args = tuple(x.clone().requires_grad_(x.is_floating_point()) for x in args)
+    with fusing(native):
+        y = function(*args)
+    torch.manual_seed(1)
+    y.backward(torch.randn(y.shape).to(y.dtype))
+    return [y, *(x.grad for x in args if x.grad is not None)]
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize(("name", "make"), CASES)
+def test_kernels_are_twins_of_the_plain_functions(name: str, make: Callable, dtype) -> None:
+    args = make(dtype)
+    native, plain = (results(getattr(ops, name), args, on) for on in (True, False))
+    assert native[0].dtype == plain[0].dtype and native[0].shape == plain[0].shape
+    for ours, reference in zip(native, plain, strict=True):
+        assert ours.dtype == reference.dtype
+        assert error(ours, reference) <= TOLERANCE[dtype]
+
+
+def test_bfloat16_is_rounded_once() -> None:
+    x, scale = torch.randn(50, 40).bfloat16(), torch.rand(40) + 0.5
+    with fusing(True):
+        assert torch.equal(ops.norm_silu(x, scale), ops.norm_silu(x.float(), scale).bfloat16())
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+def test_frames(dtype: torch.dtype) -> None:
+    frames = _frames(3, 5, 7, 3).transpose(1, 2)
+    with fusing(True):
+        assert torch.equal(ops.normalize_frames(frames, dtype), (frames / 255.0 - 0.5).to(dtype))
+
+
+@pytest.mark.parametrize("name", ["norm_silu", "pool_norm_silu", "phase_norm_silu"])
+def test_views_give_what_copies_give(name: str) -> None:
+    x, scale = torch.randn(4, 8, 6, 2).permute(3, 2, 0, 1), torch.ones(8)  # (2, 6, 4, 8)
+    scale = scale[: 2 if name.startswith("phase") else 8]
+    native, plain = (results(getattr(ops, name), (x, scale), on) for on in (True, False))
+    assert all(error(a, b) <= 2e-6 for a, b in zip(native, plain, strict=True))
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_what_is_not_finite_does_not_vanish(bad: float) -> None:
+    x = torch.randn(4, 40)
+    x[2, 35] = bad
+    with fusing(True):
+        y = ops.norm_silu(x, torch.ones(40))
+    assert y[2].isnan().any() and y[[0, 1, 3]].isfinite().all()
+
+
+def test_equal_entries_of_a_pool_give_the_gradient_to_the_first() -> None:
+    x = torch.zeros(1, 2, 4, 8)
+    x[0, :, :, 1:] = torch.randn(1, 1, 2, 7).repeat_interleave(2, 2)
+    grads = [results(ops.pool_norm_silu, (x, torch.ones(8)), on)[1] for on in (True, False)]
+    torch.testing.assert_close(*grads)
+    assert grads[0][0, 0, ::2, 1:].all() and not grads[0][0, 0, 1::2].any()
+
+
+def test_float64_takes_the_plain_path() -> None:
+    x = torch.randn(3, 8, dtype=torch.float64)
+    with fusing(True):
+        assert torch.equal(
+            ops.norm_silu(x, torch.ones(8)), ops.norm_silu.__wrapped__(x, torch.ones(8))
+        )
+
+
+def test_two_hot() -> None:
+    bins, logits = ops.symexp_bins(255), torch.randn(3, 5, 255)
+    target = torch.tensor([0.0, 1e9, -1e9, 0.17, float(bins[200])]) * torch.ones(3, 1)
+    native, plain = (
+        results(lambda x, c=c: c(x, bins).loss(target), (logits,), True)
+        for c in (NativeTwoHot, TwoHot)
+    )
+    assert all(error(a, b) <= 2e-6 for a, b in zip(native, plain, strict=True))
+    narrow = logits - 0.1 * torch.arange(-127, 128).square()  # else rounding of far bins rules
+    assert error(NativeTwoHot(narrow, bins).mode(), TwoHot(narrow, bins).mode()) <= 2e-6
+    assert not NativeTwoHot(torch.zeros(2, 255), bins).mode().any()
+
+
+def rssm_and_rows(noise: bool) -> tuple[RSSM, tuple]:
+    """A small RSSM and arguments for `observe`, with episodes that begin inside."""
+    config = model_config("1M", deter=40, hidden=12, classes=5, stoch=3, blocks=4)
+    rssm = RSSM(7, 2, config)
+    with torch.no_grad():
+        for param in rssm.parameters():
+            param.add_(0.1 * torch.randn_like(param))
+    first = torch.zeros(3, 6, dtype=torch.bool)
+    first[0, 0] = first[1, 4] = True
+    stoch = ops.one_hot(torch.randint(0, 5, (3, 3)), 5)
+    uniform = torch.rand(6, 3, 3) if noise else None
+    source = FixedNoise()
+    source.uniform = lambda shape, device: uniform  # type: ignore[method-assign]
+    rows = (torch.randn(3, 6, 2), torch.randn(3, 6, 7), first, source)
+    return rssm, (State(torch.randn(3, 40), stoch), *rows)
+
+
+@pytest.mark.parametrize("noise", [True, False])
+def test_backward_through_time(noise: bool) -> None:
+    """The native loop against the plain one, which PyTorch differentiates."""
+    rssm, (state, action, tokens, first, source) = rssm_and_rows(noise)
+    found = []
+    for on in (True, False):
+        module = copy.deepcopy(rssm)
+        action, tokens = (x.detach().requires_grad_() for x in (action, tokens))
+        with fusing(on):
+            out = module.observe(state, action, tokens, first, source)
+        torch.manual_seed(2)
+        real = (out.deter, out.stoch, out.logits)
+        sum((x * torch.randn(x.shape)).sum() for x in real).backward()
+        grads = {n: p.grad for n, p in module.named_parameters() if not n.startswith("prior")}
+        found.append((out, grads | {"action": action.grad, "tokens": tokens.grad}))
+    (native, ours), (plain, reference) = found
+    assert torch.equal(native.index, plain.index)
+    assert all(error(a, b) <= 2e-6 for a, b in zip(native, plain, strict=True))
+    assert {n: e for n, g in reference.items() if (e := error(ours[n], g)) > 1e-5} == {}
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+def test_imagination(dtype: torch.dtype) -> None:
+    rssm, (state, action, *_) = rssm_and_rows(True)
+    noise, feats = torch.rand(3, 3), []
+    for on in (True, False):
+        feat = torch.cat([state.deter, state.stoch.flatten(1)], 1)
+        out = torch.zeros(3, 2, feat.shape[1])
+        enabled = dtype != torch.float32
+        with fusing(on), torch.no_grad(), torch.autocast("cpu", dtype, enabled=enabled):
+            rssm.transition(3)(feat, action[:, 0], noise, out[:, 1])
+        assert not out[:, 0].any()
+        feats.append(out[:, 1])
+    assert error(feats[0][:, :40], feats[1][:, :40]) <= TOLERANCE[dtype]
+    if dtype == torch.float32:
+        assert torch.equal(feats[0][:, 40:], feats[1][:, 40:])
+
+
+def agent_and_batch(rows: int = 3, steps: int = 4) -> tuple[Agent, dict[str, Tensor]]:
+    """A tiny agent with every kind of leaf, and a batch for it."""
+    obs = {
+        "image": ObsSpec("image", (16, 16, 3)),
+        "vector": ObsSpec("vector", (5,)),
+        "choice": ObsSpec("discrete", (2,), 4),
+    }
+    actions = {"move": ActionSpec("continuous", 2), "press": ActionSpec("discrete", 1, 3)}
+    config = model_config("1M", deter=32, hidden=16, units=16, mults=(2, 4))
+    agent = build_agent(obs, actions, config, LossConfig(horizon=3))
+    agent.noise = FixedNoise(0.3)
+    flag = torch.zeros(rows, steps + 1, dtype=torch.bool)
+    batch = {
+        "obs/image": _frames(rows, steps + 1, 16, 16, 3),
+        "obs/vector": torch.randn(rows, steps + 1, 5),
+        "obs/choice": torch.randint(0, 4, (rows, steps + 1, 2)),
+        "action/move": torch.rand(rows, steps + 1, 2) * 2 - 1,
+        "action/press": torch.randint(0, 3, (rows, steps + 1, 1)),
+        "reward": torch.randn(rows, steps + 1),
+        "is_first": flag.index_fill(1, torch.tensor([2]), True),
+        "is_last": flag.clone(),
+        "is_terminal": flag.clone(),
+        "deter": torch.randn(rows, steps + 1, 32),
+        "stoch": torch.randint(0, 4, (rows, steps + 1, 32)),
+    }
+    return agent, batch
+
+
+def test_whole_update() -> None:
+    agent, batch = agent_and_batch()
+    found = []
+    for native in (True, False):
+        twin = copy.deepcopy(agent)
+        twin.compile = native
+        output = twin(batch)
+        ops.total_loss(output.losses, twin.scales).backward()
+        grads = {n: p.grad for n, p in twin.named_parameters() if p.grad is not None}
+        found.append((output.losses, grads))
+    for ours, reference in zip(*found, strict=True):
+        assert ours.keys() == reference.keys()
+        assert {k: e for k, x in reference.items() if (e := error(ours[k], x)) > 1e-4} == {}
+
+
+def test_other_shapes_and_modes_trace_nothing() -> None:
+    before = fuse.compile_counters()
+    agent, _ = agent_and_batch()
+    agent.compile = True
+    for rows, steps in ((2, 3), (3, 5), (1, 2)):
+        agent(agent_and_batch(rows, steps)[1])
+    assert fuse.compile_counters() == before
+
+
+def test_threads_do_not_change_a_result() -> None:
+    args = torch.randn(5000, 24), torch.ones(24)
+    once, again = (results(ops.norm_silu, args, True) for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(once, again, strict=True))
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        single = results(ops.norm_silu, args, True)
+    finally:
+        torch.set_num_threads(threads)
+    assert all(error(a, b) <= 1e-6 for a, b in zip(once, single, strict=True))
+
+
+def test_optimizer() -> None:
+    found = []
+    for fused in (True, False):
+        torch.manual_seed(3)
+        params = [torch.randn(shape, requires_grad=True) for shape in ((7,), (33, 65), (2, 3, 4))]
+        optimizer = LaProp(params, lr=1e-2, warmup=2, weight_decay=0.1, fused=fused)
+        for exponent in range(-2, 3):
+            for p in params:
+                p.grad = torch.randn_like(p) * 10.0**exponent
+            params[0].grad = torch.zeros_like(params[0])
+            optimizer.step()
+        found.append((params, optimizer.update_norm()))
+    for ours, reference in zip(found[0][0], found[1][0], strict=True):
+        assert error(ours, reference) <= 1e-6
+    assert error(found[0][1], found[1][1]) <= 1e-5
+
+
+@pytest.fixture
+def unbuilt(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
+    """A process that has not looked for kernels yet, with an empty cache folder."""
+    monkeypatch.setenv("RLLIB_DREAMER_CACHE", str(tmp_path))
+    before = dict(kernels._functions)
+    kernels_build.library.cache_clear()
+    kernels._functions.clear()
+    yield tmp_path
+    kernels_build.library.cache_clear()
+    kernels._functions.clear()
+    kernels._functions.update(before)
+
+
+def test_without_a_compiler_one_warning_and_the_plain_path(
+    unbuilt: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("CC", "no-such-compiler")
+    x, scale = torch.randn(3, 8), torch.ones(8)
+    with caplog.at_level(logging.WARNING), fusing(True):
+        assert torch.equal(ops.norm_silu(x, scale), ops.norm_silu.__wrapped__(x, scale))
+        ops.norm_silu(x, scale)
+    assert len(caplog.records) == 1
+    assert "no-such-compiler" in caplog.text and "Install a C compiler" in caplog.text
+
+
+def test_a_failing_compiler_is_named_with_its_message(
+    unbuilt: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    broken = unbuilt / "broken-cc"
+    broken.write_text('#!/bin/sh\n[ "$1" = --version ] && exit 0\necho no space left >&2; exit 1\n')
+    broken.chmod(0o755)
+    monkeypatch.setenv("CC", str(broken))
+    with caplog.at_level(logging.WARNING):
+        assert not kernels.available()
+    assert "no space left" in caplog.text and len(caplog.records) == 1
+    assert not list(unbuilt.glob("*.so"))
+
+
+def test_kernels_are_compiled_once(unbuilt: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = kernels_build.build(unbuilt)
+    assert path.parent == unbuilt and path.exists()
+    monkeypatch.setattr(kernels_build, "_compile", lambda *_: pytest.fail("compiled again"))
+    assert kernels_build.build(unbuilt) == path
+
+
+def test_a_cache_folder_that_cannot_be_written_to(unbuilt: Path) -> None:
+    blocked = unbuilt / "file"
+    blocked.write_text("")
+    path = kernels_build.build(blocked / "below")
+    assert path.exists() and unbuilt not in path.parents
+
+
+def test_a_compiler_that_knows_few_flags(unbuilt: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    simple = unbuilt / "simple-cc"
+    compiler = kernels_build.find_compiler()
+    flags = "*-fopenmp\\ *|*-mprefer*|*-march*"
+    simple.write_text(f'#!/bin/sh\ncase "$*" in {flags}) exit 1;; esac\nexec {compiler} "$@"\n')
+    simple.chmod(0o755)
+    monkeypatch.setenv("CC", str(simple))
+    args = torch.randn(2, 100, 24), torch.ones(24)
+    native, plain = (results(ops.norm_silu, args, on) for on in (True, False))
+    assert all(error(a, b) <= 2e-6 for a, b in zip(native, plain, strict=True))
+    assert len(list(unbuilt.glob("kernels-*.so"))) == 1

@@ -1,0 +1,478 @@
+"""Tests of rllib_dreamer.policy and of what it stands on: reading checkpoints, export, checks."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import onnxruntime
+import pytest
+import ray
+import torch
+from gymnasium import spaces
+from ray.rllib.core.rl_module.rl_module import RLModule
+from ray.rllib.utils.spaces.space_utils import unsquash_action
+from tiny import CONTINUOUS, IMAGE, MIXED, VECTOR, RandomEnv, built, tiny_config
+
+from rllib_dreamer import action_units, checkpoint, export, imagination, policy_step, space_json
+from rllib_dreamer.checkpoint_reader import find_checkpoint
+from rllib_dreamer.model.distributions import FixedNoise
+from rllib_dreamer.policy import DreamerPolicy
+
+ACTIONS = spaces.Dict(
+    {
+        "arm": spaces.Box(np.array([-2.0, 0.0]), np.array([1.0, 5.0]), dtype=np.float64),
+        "grip": spaces.Discrete(3, start=2),
+        "keys": spaces.MultiDiscrete([2, 4]),
+    }
+)
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of a policy for the richest spaces."""
+    folder = tmp_path_factory.mktemp("runs") / "experiment" / "trial" / "checkpoint_000000"
+    config = tiny_config(RandomEnv, observation_space=MIXED, action_space=ACTIONS)
+    with built(config) as algo:
+        algo.train()
+        algo.save_to_path(folder)
+    ray.shutdown()
+    return folder
+
+
+@pytest.fixture
+def policy(saved: Path) -> DreamerPolicy:
+    return DreamerPolicy.from_checkpoint(saved, seed=0)
+
+
+@pytest.fixture
+def copy(saved: Path, tmp_path: Path) -> Path:
+    """A copy of the checkpoint to damage."""
+    return Path(shutil.copytree(saved, tmp_path / "checkpoint_000000"))
+
+
+def observations(space: gym.Space, *lead: int) -> Any:
+    """Random observations with leading axes."""
+    count = int(np.prod(lead))
+    batch = gym.vector.utils.batch_space(space, count).sample()
+    leaves = {key: np.asarray(x) for key, x in batch.items()}
+    return {key: x.reshape(*lead, *x.shape[1:]) for key, x in leaves.items()}
+
+
+def actions_of(space: spaces.Dict, *lead: int) -> dict[str, np.ndarray]:
+    return observations(space, *lead)
+
+
+class TestActing:
+    def test_starts_no_ray_and_builds_no_env(
+        self, saved: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def refuse(*_: Any) -> None:
+            raise AssertionError("an env was built")
+
+        monkeypatch.setattr(RandomEnv, "__init__", refuse)
+        DreamerPolicy.from_checkpoint(saved)
+        assert not ray.is_initialized()
+
+    def test_gives_actions_of_the_space(self, policy: DreamerPolicy) -> None:
+        for greedy in (True, False):
+            for _ in range(20):
+                assert ACTIONS.contains(policy.act(MIXED.sample(), greedy))
+
+    def test_batch_acts_on_each_row_alone(self, policy: DreamerPolicy) -> None:
+        policy.agent.noise = FixedNoise()
+        obs = observations(MIXED, 4, 3)  # (steps, rows)
+        policy.reset(3)
+        steps = [policy.act({key: x[t] for key, x in obs.items()}) for t in range(4)]
+        for row in range(3):
+            policy.reset()
+            for t in range(4):
+                single = policy.act({key: x[t, row] for key, x in obs.items()})
+                for key, x in single.items():
+                    np.testing.assert_allclose(x, steps[t][key][row], atol=1e-5)
+
+    def test_is_first_forgets_only_those_rows(self, policy: DreamerPolicy) -> None:
+        policy.agent.noise = FixedNoise()
+        first, second = observations(MIXED, 2), observations(MIXED, 2)
+        policy.reset(2)
+        policy.act(first)
+        policy.act(second, is_first=np.array([True, False]))
+        mixed = policy.state.deter.clone()
+        policy.reset(2)
+        policy.act(second)
+        assert torch.allclose(mixed[0], policy.state.deter[0])
+        assert not torch.allclose(mixed[1], policy.state.deter[1])
+
+    def test_same_seed_same_actions(self, saved: Path) -> None:
+        obs = MIXED.sample()
+
+        def run(seed: int) -> list[np.ndarray]:
+            torch.rand(1)  # the global generator does not matter
+            policy = DreamerPolicy.from_checkpoint(saved, seed=seed)
+            return [policy.act(obs, greedy=False)["arm"] for _ in range(3)]
+
+        np.testing.assert_array_equal(run(1), run(1))
+        assert not np.array_equal(run(1), run(2))
+
+    def test_acts_as_the_rl_module_and_rllibs_connector(self, saved: Path) -> None:
+        policy = DreamerPolicy.from_checkpoint(saved)
+        module = RLModule.from_checkpoint(
+            saved / "learner_group" / "learner" / "rl_module" / "default_policy"
+        )
+        module.agent.noise = policy.agent.noise = FixedNoise()
+        obs = MIXED.sample()
+        batch = {key: torch.as_tensor(np.asarray(x))[None, None] for key, x in obs.items()}
+        state = {key: x[None] for key, x in module.get_initial_state().items()}
+        out = module.forward_inference({"obs": batch, "state_in": state})
+        raw = {key: x[0, 0].detach().numpy() for key, x in out["actions"].items()}
+        expected = unsquash_action(raw, dict(ACTIONS.spaces))
+        for key, x in policy.act(obs).items():
+            np.testing.assert_allclose(x, expected[key], atol=1e-6)
+
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            ({"camera": np.zeros((64, 32, 3), np.uint8)}, r"obs\['camera'\]: got shape \(64, 32"),
+            ({"camera": np.zeros((32, 32, 3), np.float32)}, "got dtype float32; must be uint8"),
+            ({"joints": np.array(["a", "b", "c"])}, r"obs\['joints'\]: got dtype"),
+            ({"joints": np.array([0.0, np.nan, 0.0])}, "got NaN in 1 of 3"),
+            ({"mode": 7}, r"got 7 to 7, outside its space Discrete\(4\)"),
+            ({"mode": 1.5}, "got dtype float64; must be int64"),
+        ],
+    )
+    def test_refuses_a_wrong_observation(
+        self, policy: DreamerPolicy, change: dict[str, Any], message: str
+    ) -> None:
+        with pytest.raises(ValueError, match=message):
+            policy.act({**MIXED.sample(), **change})
+
+    def test_says_how_to_hand_over_a_batch(self, policy: DreamerPolicy) -> None:
+        with pytest.raises(ValueError, match=r"policy\.reset\(n=2\)"):
+            policy.act(observations(MIXED, 2))
+        policy.reset(2)
+        with pytest.raises(ValueError, match="is for single observations"):
+            policy.act(MIXED.sample())
+        with pytest.raises(ValueError, match="is_first: got shape"):
+            policy.act(observations(MIXED, 2), is_first=np.array([True]))
+        with pytest.raises(ValueError, match="n: got 0; must be at least 1"):
+            policy.reset(0)
+
+    def test_refuses_another_nesting(self, policy: DreamerPolicy) -> None:
+        with pytest.raises(ValueError, match="not nested like its space"):
+            policy.act({"camera": IMAGE.sample()})
+
+    def test_takes_any_real_numbers_for_a_vector(self, policy: DreamerPolicy) -> None:
+        policy.act({**MIXED.sample(), "joints": [0, 1, 0]})
+
+
+class TestImagine:
+    def test_shapes_units_and_dtypes(self, policy: DreamerPolicy) -> None:
+        found = policy.imagine(observations(MIXED, 5), actions_of(ACTIONS, 4 + 7))
+        assert found.obs["camera"].shape == (7, 32, 32, 3)
+        assert found.obs["camera"].dtype == np.uint8
+        assert found.obs["joints"].shape == (7, 3) and found.obs["joints"].dtype == np.float32
+        assert found.obs["mode"].shape == (7,)
+        assert found.reward.shape == found.cont.shape == (7,)
+        assert (found.cont >= 0).all() and (found.cont <= 1).all()
+
+    def test_rows_are_imagined_alone(self, policy: DreamerPolicy) -> None:
+        policy.agent.noise = FixedNoise()
+        obs, actions = observations(MIXED, 2, 3), actions_of(ACTIONS, 2, 6)
+        both = policy.imagine(obs, actions)
+        for row in range(2):
+            one = policy.imagine(
+                {key: x[row] for key, x in obs.items()}, {k: x[row] for k, x in actions.items()}
+            )
+            np.testing.assert_allclose(one.cont, both.cont[row], atol=1e-5)
+
+    def test_begins_where_acting_is(self, policy: DreamerPolicy) -> None:
+        """With the actions that the policy took, the filtered state is that of acting."""
+        policy.agent.noise = FixedNoise()
+        obs = observations(MIXED, 3)
+        steps = [{key: x[t] for key, x in obs.items()} for t in range(3)]
+        taken = [policy.act(step) for step in steps]
+        actions = {key: np.stack([a[key] for a in taken]) for key in taken[0]}
+        before = policy.state.deter.clone()
+        found = policy.imagine(obs, actions)
+        assert torch.equal(before, policy.state.deter)
+        agent = policy.agent
+        state = agent.world.rssm.imagine_step(
+            imagination.state_of(agent, policy.state.deter, policy.state.stoch),
+            policy.state.action,
+            None,
+        )
+        expected = imagination.predict_heads(agent, state)[1]
+        assert 0 < expected.item() < 1
+        np.testing.assert_allclose(found.cont, expected.numpy(), atol=1e-6)
+
+    def test_refuses_too_few_actions(self, policy: DreamerPolicy) -> None:
+        with pytest.raises(ValueError, match=r"for 5 observations; must have at least 5 steps"):
+            policy.imagine(observations(MIXED, 5), actions_of(ACTIONS, 4))
+        with pytest.raises(ValueError, match=r"must be \(steps, 32, 32, 3\) or"):
+            policy.imagine(MIXED.sample(), actions_of(ACTIONS, 4))
+
+
+class TestExport:
+    def test_loads_without_ray_and_without_pickle(
+        self, policy: DreamerPolicy, tmp_path: Path
+    ) -> None:
+        policy.seed(3)
+        obs = observations(MIXED, 2)
+        policy.reset(2)
+        expected = policy.act(obs)["arm"]
+        policy.export(tmp_path / "exported", formats=())
+        np.savez(tmp_path / "obs.npz", **obs)
+        code = """
+import pickle, sys
+sys.modules["ray"] = None
+def refuse(*_, **__): raise AssertionError("unpickling")
+pickle.load = pickle.loads = pickle.Unpickler = refuse
+import numpy as np
+from rllib_dreamer import DreamerPolicy
+policy = DreamerPolicy.load(sys.argv[1], seed=3)
+policy.reset(2)
+print(policy.act(dict(np.load(sys.argv[2])))["arm"].tolist())
+"""
+        arguments = [str(tmp_path / "exported"), str(tmp_path / "obs.npz")]
+        done = subprocess.run(
+            [sys.executable, "-c", code, *arguments],
+            capture_output=True,
+            text=True,
+            cwd=Path(__file__).parents[1],
+        )
+        assert done.returncode == 0, done.stderr
+        np.testing.assert_allclose(json.loads(done.stdout), expected, atol=1e-6)
+
+    def test_keeps_spaces_origin_and_weights(self, policy: DreamerPolicy, tmp_path: Path) -> None:
+        policy.export(tmp_path, formats=())
+        loaded = DreamerPolicy.load(tmp_path)
+        assert loaded.observation_space == MIXED and loaded.action_space == ACTIONS
+        assert loaded.conversion == "unsquash"
+        assert loaded.env == "tiny.RandomEnv"
+        assert loaded.about["agent_steps"] > 0
+        for key, x in policy.agent.state_dict().items():
+            assert torch.equal(loaded.agent.state_dict()[key], x), key
+        card = (tmp_path / "README.md").read_text()
+        assert "tiny.RandomEnv" in card and "agent steps" in card
+
+    def test_step_equals_the_policy(self, policy: DreamerPolicy, tmp_path: Path) -> None:
+        """The exported program, over an episode with three rows, traced with two."""
+        policy.export(tmp_path)
+        program = torch.export.load(tmp_path / "policy_step.pt2").module()
+        described = json.loads((tmp_path / "policy.json").read_text())["step"]
+        names = [leaf["name"] for leaf in described["inputs"]]
+        values = dict(zip(names, policy_step.example_inputs(policy, 3), strict=True))
+        policy.agent.noise = FixedNoise()
+        policy.reset(3)
+        for step in range(4):
+            obs = observations(MIXED, 3)
+            first = np.array([step == 0, step in (0, 2), step == 0])
+            expected = policy.act(obs, is_first=first)
+            values |= {f"obs/{key}": torch.as_tensor(x) for key, x in obs.items()}
+            values["is_first"] = torch.from_numpy(first)
+            outputs = program(*values.values())
+            found = {leaf["name"]: x for leaf, x in zip(described["outputs"], outputs, strict=True)}
+            for key, x in expected.items():
+                np.testing.assert_allclose(found[f"action/{key}"].numpy(), x, atol=1e-5)
+                values[f"prev_action/{key}"] = found[f"action/{key}"]
+            torch.testing.assert_close(found["next_deter"], policy.state.deter)
+            assert (found["next_stoch"] == policy.state.stoch).all()
+            values |= {"deter": found["next_deter"], "stoch": found["next_stoch"]}
+
+    def test_onnx_step_equals_the_program(self, policy: DreamerPolicy, tmp_path: Path) -> None:
+        policy.export(tmp_path, formats=("torch", "onnx"))
+        program = torch.export.load(tmp_path / "policy_step.pt2").module()
+        session = onnxruntime.InferenceSession(tmp_path / "policy_step.onnx")
+        inputs = policy_step.example_inputs(policy, 3)
+        feed = {leaf.name: x.numpy() for leaf, x in zip(session.get_inputs(), inputs, strict=True)}
+        for x, y in zip(session.run(None, feed), program(*inputs), strict=True):
+            np.testing.assert_allclose(x, y.numpy(), atol=1e-5)
+
+    def test_refuses_an_unknown_format(self, policy: DreamerPolicy, tmp_path: Path) -> None:
+        with pytest.raises(ValueError, match=r"formats: got \['tflite'\]; must be of torch, onnx"):
+            policy.export(tmp_path, formats=("tflite",))
+
+    def test_says_what_onnx_needs(
+        self, policy: DreamerPolicy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(policy_step, "find_spec", lambda name: None)
+        with pytest.raises(ImportError, match="pip install onnx onnxscript"):
+            policy.export(tmp_path, formats=("onnx",))
+
+    def test_refuses_parts_of_a_custom_catalog(self, policy: DreamerPolicy, tmp_path: Path) -> None:
+        class OwnEncoder(type(policy.agent.world.encoder)):  # type: ignore[misc]
+            pass
+
+        policy.agent.world.encoder.__class__ = OwnEncoder
+        with pytest.raises(ValueError, match="the encoder is a OwnEncoder, not the standard"):
+            policy.export(tmp_path)
+
+    @pytest.mark.parametrize("name", [export.DESCRIPTION, export.WEIGHTS])
+    def test_refuses_a_cut_off_file(self, policy: DreamerPolicy, tmp_path: Path, name: str) -> None:
+        policy.export(tmp_path, formats=())
+        content = (tmp_path / name).read_bytes()
+        (tmp_path / name).write_bytes(content[: len(content) // 2])
+        with pytest.raises(ValueError, match="holds no whole exported policy"):
+            DreamerPolicy.load(tmp_path)
+
+    def test_refuses_another_format_and_other_weights(
+        self, policy: DreamerPolicy, tmp_path: Path
+    ) -> None:
+        policy.export(tmp_path, formats=())
+        path = tmp_path / export.DESCRIPTION
+        found = json.loads(path.read_text())
+        path.write_text(json.dumps({**found, "model": {**found["model"], "units": 32}}))
+        with pytest.raises(ValueError, match="do not fit each other"):
+            DreamerPolicy.load(tmp_path)
+        path.write_text(json.dumps({**found, "format": 99}))
+        with pytest.raises(ValueError, match="is of format 99; this version reads 1"):
+            DreamerPolicy.load(tmp_path)
+
+
+class TestCheckpoints:
+    def test_finds_them_by_every_kind_of_path(
+        self, saved: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        storage = saved.parents[2]
+        for path in (saved, saved / "rllib_checkpoint.json", saved.parent, saved.parents[1]):
+            assert find_checkpoint(path) == saved
+        assert find_checkpoint("best", storage=storage) == saved
+        assert find_checkpoint("last", storage=storage) == saved
+        monkeypatch.chdir(saved.parent)
+        assert find_checkpoint("checkpoint_000000").resolve() == saved
+        DreamerPolicy.from_checkpoint("checkpoint_000000")
+
+    def test_takes_the_best_the_last_and_no_unfinished_one(
+        self, copy: Path, tmp_path: Path
+    ) -> None:
+        for number, score in enumerate([3.0, 9.0, 5.0, 99.0]):
+            folder = tmp_path / f"checkpoint_{number:06d}"
+            if folder != copy:
+                shutil.copytree(copy, folder)
+            mark = {"rllib_dreamer": {"checkpoint_score": score}}
+            (folder / ".metadata.json").write_text(json.dumps(mark))
+        (tmp_path / "checkpoint_000003" / checkpoint.MANIFEST).unlink()
+        assert find_checkpoint(tmp_path, "best").name == "checkpoint_000001"
+        assert find_checkpoint(tmp_path, "last").name == "checkpoint_000002"
+
+    def test_takes_scores_from_the_results_where_nothing_is_marked(
+        self, copy: Path, tmp_path: Path
+    ) -> None:
+        shutil.copytree(copy, tmp_path / "checkpoint_000001")
+        results = [
+            {
+                "checkpoint_dir_name": f"checkpoint_00000{n}",
+                "env_runners": {"episode_return_mean": r},
+            }
+            for n, r in enumerate([7.0, 2.0])
+        ]
+        (tmp_path / "result.json").write_text("\n".join(map(json.dumps, results)) + "\n{cut off")
+        assert find_checkpoint(tmp_path, "best").name == "checkpoint_000000"
+        assert find_checkpoint(tmp_path, "last").name == "checkpoint_000001"
+
+    @pytest.mark.parametrize(
+        ("name", "message"),
+        [("nothing", "nothing does not exist"), (".", "holds no checkpoint")],
+    )
+    def test_says_if_there_is_none(self, tmp_path: Path, name: str, message: str) -> None:
+        with pytest.raises(ValueError, match=message):
+            find_checkpoint(tmp_path / name)
+        with pytest.raises(ValueError, match=r"no experiment in .* has a finished checkpoint"):
+            find_checkpoint("best", storage=tmp_path)
+        with pytest.raises(ValueError, match="which: got 'first'; must be one of best, last"):
+            find_checkpoint(tmp_path, "first")
+
+    def test_refuses_a_half_written_one(self, copy: Path) -> None:
+        (copy / checkpoint.MANIFEST).unlink()
+        with pytest.raises(ValueError, match=r"is not complete: manifest\.json is missing"):
+            DreamerPolicy.from_checkpoint(copy)
+        with pytest.raises(ValueError, match="holds no finished checkpoint"):
+            DreamerPolicy.from_checkpoint(copy.parent)
+
+    def test_refuses_a_damaged_one(self, copy: Path) -> None:
+        path = copy / "learner_group/learner/rl_module/default_policy/module_state.pkl"
+        path.write_bytes(path.read_bytes()[:100])
+        with pytest.raises(ValueError, match=r"module_state\.pkl has 100 bytes instead of"):
+            DreamerPolicy.from_checkpoint(copy)
+
+    def test_needs_no_replay(self, copy: Path) -> None:
+        shutil.rmtree(copy / "replay")
+        DreamerPolicy.from_checkpoint(copy)
+
+    def test_refuses_another_algorithm(self, copy: Path) -> None:
+        from ray.rllib.algorithms.ppo import PPO, PPOConfig
+
+        shutil.rmtree(copy)
+        copy.mkdir()
+        (copy / "rllib_checkpoint.json").write_text("{}")
+        content = {"class": PPO, "ctor_args_and_kwargs": ((PPOConfig(),), {})}
+        (copy / "class_and_ctor_args.pkl").write_bytes(pickle.dumps(content))
+        with pytest.raises(ValueError, match="is of PPO, not of DreamerTorch"):
+            DreamerPolicy.from_checkpoint(copy)
+
+    def test_names_a_module_that_is_not_installed(self, copy: Path) -> None:
+        content = b"cno_such_package\nEnv\n."
+        path = copy / "class_and_ctor_args.pkl"
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match="needs the module 'no_such_package'"):
+            DreamerPolicy.from_checkpoint(copy)
+
+
+class TestSpaces:
+    @pytest.mark.parametrize(
+        "space",
+        [
+            VECTOR,
+            IMAGE,
+            MIXED,
+            ACTIONS,
+            spaces.Box(np.array([-np.inf, 0]), np.array([np.inf, 1]), dtype=np.float64),
+            spaces.Tuple([spaces.MultiBinary((2, 3)), spaces.MultiDiscrete([3, 4], start=[1, 2])]),
+            spaces.Box(-3, 9, (0,), np.int64),
+        ],
+    )
+    def test_go_through_json(self, space: gym.Space) -> None:
+        text = json.dumps(space_json.space_to_json(space), allow_nan=False)
+        assert space_json.space_from_json(json.loads(text)) == space
+
+    def test_refuse_what_cannot_be_written_or_read(self) -> None:
+        with pytest.raises(ValueError, match="cannot be written as JSON"):
+            space_json.space_to_json(spaces.Text(5))
+        with pytest.raises(ValueError, match="got the kind 'Text'"):
+            space_json.space_from_json({"kind": "Text"})
+
+
+class TestActionUnits:
+    def test_there_and_back(self) -> None:
+        for space in (*ACTIONS.spaces.values(), CONTINUOUS, spaces.Box(-np.inf, np.inf, (2,))):
+            for conversion in action_units.CONVERSIONS:
+                value = torch.as_tensor(np.asarray(space.sample())).unsqueeze(0)
+                model = action_units.to_model(value, space, conversion)
+                back = action_units.to_env(model, space, conversion)
+                torch.testing.assert_close(back.double(), value.double(), atol=1e-5, rtol=1e-5)
+
+    def test_unsquashes_and_clips_as_rllib_does(self) -> None:
+        arm = ACTIONS["arm"]
+        raw = torch.tensor([[-1.5, 0.25], [0.5, 1.7]])
+        for row, found in zip(raw, action_units.to_env(raw, arm, "unsquash"), strict=True):
+            np.testing.assert_allclose(found, unsquash_action(row.numpy(), arm))
+        clipped = action_units.to_env(torch.tensor([[-3.0, 6.0]]), arm, "clip")
+        np.testing.assert_array_equal(clipped, [[-2.0, 5.0]])
+        assert action_units.to_env(raw, arm, "none") is not None
+
+    def test_follows_the_config(self) -> None:
+        assert action_units.conversion_of({"normalize_actions": True}) == "unsquash"
+        both = {"normalize_actions": False, "clip_actions": True}
+        assert action_units.conversion_of(both) == "clip"
+        assert action_units.conversion_of({"normalize_actions": False}) == "none"
+
+    def test_refuses_an_unknown_conversion(self, policy: DreamerPolicy) -> None:
+        with pytest.raises(ValueError, match="conversion: got 'scale'; must be one of"):
+            DreamerPolicy(policy.agent, MIXED, ACTIONS, conversion="scale")

@@ -1,0 +1,107 @@
+"""Two learners, each with half of a batch, are one learner with the whole of it."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from ray.rllib.core import DEFAULT_MODULE_ID
+from tiny import CONTINUOUS, MIXED, built, start_ray, tiny_config, train_until
+
+from rllib_dreamer.dreamer import DreamerConfig, DreamerTorch
+from rllib_dreamer.model.distributions import FixedNoise
+
+UPDATES = 10
+
+
+def config_of(learners: int) -> DreamerConfig:
+    config = tiny_config(observation_space=MIXED, action_space=CONTINUOUS)
+    return config.learners(num_learners=learners, num_cpus_per_learner=1 if learners else "auto")
+
+
+def take_away_noise(learner: Any) -> None:
+    learner.agent().noise = FixedNoise(0.5)
+
+
+def state_of(learner: Any) -> dict[str, np.ndarray]:
+    """The model with slow critic and return percentiles, and the latest gradients."""
+    agent = learner.agent()
+    state = {key: x.detach().numpy().copy() for key, x in agent.state_dict().items()}
+    grads = {
+        f"grad/{k}": p.grad.numpy().copy() for k, p in agent.named_parameters() if p.requires_grad
+    }
+    return state | grads
+
+
+def run(algo: DreamerTorch, batches: list[dict], start: Any) -> tuple[list[dict], list[dict], list]:
+    """Updates from the same start on the same batches: losses, states of learners, latents."""
+    algo.learner_group.set_state({"learner": start})
+    algo._on_learners(take_away_noise)
+    losses, latents = [], []
+    for batch in batches:
+        results = algo.learner_group.update(**algo._shards(copy.deepcopy(batch)), timesteps={})
+        each = [
+            {k: float(stat.peek()) for k, stat in r[DEFAULT_MODULE_ID].items() if "loss" in k}
+            for r in results
+        ]
+        losses.append({key: np.mean([x[key] for x in each]) for key in each[0]})
+        parts = algo._on_learners(lambda learner: learner.take_latents())
+        latents.append([np.concatenate(x) for x in zip(*parts, strict=True)])
+    return losses, algo._on_learners(state_of), latents
+
+
+def test_two_learners_are_one_learner() -> None:
+    with built(config_of(0)) as one:
+        while len(one.replay) < 60:
+            one._sample()
+        batches = [one.replay.sample() for _ in range(UPDATES)]
+        for batch in batches:
+            batch.pop("index")
+        start = one.learner_group.get_state()["learner"]
+        losses, states, latents = run(one, batches, start)
+    with built(config_of(2)) as two:
+        losses2, states2, latents2 = run(two, batches, start)
+    assert len(states2) == 2
+    for key, value in states2[0].items():
+        np.testing.assert_array_equal(states2[1][key], value, err_msg=key)
+        np.testing.assert_allclose(value, states[0][key], rtol=1e-5, atol=1e-5, err_msg=key)
+    percentiles = {key for key in states2[0] if "normalizer" in key}
+    assert percentiles == {"behavior.normalizer.low", "behavior.normalizer.high"}
+    assert all(states2[0][key] != 0 for key in percentiles)
+    for mine, theirs in zip(losses, losses2, strict=True):
+        assert mine.keys() == theirs.keys()
+        for key, value in mine.items():
+            assert theirs[key] == pytest.approx(value, rel=1e-5, abs=1e-5), key
+    for mine_, theirs_ in zip(latents, latents2, strict=True):
+        np.testing.assert_allclose(theirs_[0], mine_[0], atol=2e-3)  # 16 bits
+        np.testing.assert_array_equal(theirs_[1], mine_[1])
+
+
+def test_two_learners_train_and_go_on_as_one(tmp_path: Path) -> None:
+    """Each learner draws its own noise; a checkpoint of two goes on with one."""
+    with built(config_of(2)) as two:
+        train_until(two, 2)
+        draws = two._on_learners(
+            lambda learner: learner.agent().noise.uniform((4,), "cpu").tolist()
+        )
+        assert draws[0] != draws[1]
+        states = two._on_learners(state_of)
+        updates = two._updates
+        path = two.save_to_path(tmp_path / "c")
+    with built(config_of(0)) as one:
+        one.restore_from_path(path)
+        assert one._updates == updates
+        state = one._on_learners(lambda learner: learner.agent().state_dict())[0]
+        for key, value in state.items():
+            np.testing.assert_array_equal(value.numpy(), states[0][key], err_msg=key)
+        train_until(one, updates + 1)
+
+
+def test_one_remote_learner_trains() -> None:
+    start_ray()
+    with built(config_of(1)) as algo:
+        result = train_until(algo, 2)
+        assert np.isfinite(float(result["learners"]["default_policy"]["loss_camera"]))
