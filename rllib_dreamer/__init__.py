@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rllib_dreamer.dreamer import DreamerConfig, DreamerTorch
-    from rllib_dreamer.policy import DreamerPolicy
+    from rllib_dreamer.policy.policy import DreamerPolicy
     from rllib_dreamer.registration import register
 
 __version__ = "0.1.0"

@@ -38,7 +38,7 @@ class DreamerTorchLearner(TorchLearner):
         for module_id in self.module.keys():
             agent = self.agent(module_id)
             agent.dtype = resolve_precision(self.config.precision, self._device)
-            agent.compile = self.config.compile
+            agent.fuse = self.config.compile
             if self.distributed:
                 agent.behavior.gather = all_gather
         if self.distributed and self.config.seed is not None:
@@ -66,6 +66,7 @@ class DreamerTorchLearner(TorchLearner):
                 agc=config.agc,
                 warmup=config.warmup_updates,
                 weight_decay=config.weight_decay,
+                fused=config.compile,
             )
             own = getattr(config, f"{name}_lr")
             self.register_optimizer(

@@ -36,7 +36,7 @@ from tiny import (
 import rllib_dreamer
 from rllib_dreamer import checkpoint
 from rllib_dreamer.dreamer import DreamerConfig, DreamerTorch
-from rllib_dreamer.dreamer_torch_learner import OPTIMIZERS
+from rllib_dreamer.dreamer_config import PARTS
 from rllib_dreamer.model.distributions import FixedNoise
 from rllib_dreamer.training_ratio import TrainingRatio
 
@@ -107,7 +107,7 @@ def snapshot(algo: DreamerTorch) -> dict[str, Any]:
     """Everything that a checkpoint must bring back."""
     learner = learner_of(algo)
     optimizers = {
-        name: learner.get_optimizer(DEFAULT_MODULE_ID, name).state_dict() for name in OPTIMIZERS
+        name: learner.get_optimizer(DEFAULT_MODULE_ID, name).state_dict() for name in PARTS
     }
     steps = {name: state["param_groups"][0]["step"] for name, state in optimizers.items()}
     moments = {name: copy.deepcopy(state["state"]) for name, state in optimizers.items()}

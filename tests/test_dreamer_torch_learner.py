@@ -20,7 +20,7 @@ from tiny import (
 )
 
 from rllib_dreamer.dreamer import DreamerTorch
-from rllib_dreamer.dreamer_torch_learner import OPTIMIZERS
+from rllib_dreamer.dreamer_config import PARTS
 from rllib_dreamer.model import ops
 from rllib_dreamer.model.agent import Agent
 from rllib_dreamer.model.distributions import FixedNoise
@@ -105,7 +105,7 @@ def test_bfloat16_is_near_float32() -> None:
 def everything(algo: DreamerTorch) -> dict[str, Any]:
     """A copy of what an update changes: model, slow critic, normaliser, optimizers."""
     optimizers = [
-        learner_of(algo).get_optimizer(DEFAULT_MODULE_ID, name).state_dict() for name in OPTIMIZERS
+        learner_of(algo).get_optimizer(DEFAULT_MODULE_ID, name).state_dict() for name in PARTS
     ]
     return {"model": parameters_of(algo), "optimizers": copy.deepcopy(optimizers)}
 
@@ -182,7 +182,7 @@ def test_learning_rates_are_numbers_or_schedules() -> None:
     with built(config) as algo:
 
         def rates() -> list[float]:
-            optimizers = [learner_of(algo).get_optimizer(DEFAULT_MODULE_ID, n) for n in OPTIMIZERS]
+            optimizers = [learner_of(algo).get_optimizer(DEFAULT_MODULE_ID, n) for n in PARTS]
             return [o.param_groups[0]["lr"] for o in optimizers]
 
         assert rates() == pytest.approx([1e-3, 5e-4, 1e-3])

@@ -21,7 +21,7 @@ import typer
 from gymnasium import spaces
 from tiny import IMAGE, MODEL, VECTOR, RandomEnv, built, tiny_config
 
-from rllib_dreamer import cli, imagination
+from rllib_dreamer import cli
 from rllib_dreamer.cli import app as cli_app
 from rllib_dreamer.dreamer_catalog import action_spec, obs_spec
 from rllib_dreamer.evaluation.environments import build_env, check_spaces
@@ -31,7 +31,8 @@ from rllib_dreamer.evaluation.world_model import AHEAD, CONTEXT, WorldModelProbe
 from rllib_dreamer.model.agent import build_agent
 from rllib_dreamer.model.distributions import FixedNoise
 from rllib_dreamer.model.sizes import LossConfig, model_config
-from rllib_dreamer.policy import DreamerPolicy
+from rllib_dreamer.policy import imagination
+from rllib_dreamer.policy.policy import DreamerPolicy
 from rllib_dreamer.spaces import leaf_spaces
 
 CAMERA = spaces.Dict({"camera": IMAGE, "joints": VECTOR})

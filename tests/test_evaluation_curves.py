@@ -1,4 +1,4 @@
-"""Tests of rllib_dreamer.evaluation.curves and rllib_dreamer.evaluation.plot_command."""
+"""Tests of rllib_dreamer.evaluation.curves and rllib_dreamer.cli.plot."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from rllib_dreamer.evaluation import curves, plot_command, plots
+from rllib_dreamer.cli import plot as plot_command
+from rllib_dreamer.evaluation import curves, plots
 
 
 def result(env_steps: float, episode_return: Any, seconds: float = 0.0) -> dict[str, Any]:

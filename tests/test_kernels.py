@@ -230,7 +230,7 @@ def test_whole_update() -> None:
     found = []
     for native in (True, False):
         twin = copy.deepcopy(agent)
-        twin.compile = native
+        twin.fuse = native
         output = twin(batch)
         ops.total_loss(output.losses, twin.scales).backward()
         grads = {n: p.grad for n, p in twin.named_parameters() if p.grad is not None}
@@ -243,7 +243,7 @@ def test_whole_update() -> None:
 def test_other_shapes_and_modes_trace_nothing() -> None:
     before = fuse.compile_counters()
     agent, _ = agent_and_batch()
-    agent.compile = True
+    agent.fuse = True
     for rows, steps in ((2, 3), (3, 5), (1, 2)):
         agent(agent_and_batch(rows, steps)[1])
     assert fuse.compile_counters() == before

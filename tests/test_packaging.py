@@ -41,23 +41,31 @@ RANKS = {
     "dreamer_torch_rl_module": 7,
     "dreamer_config": 8,
     "dreamer_torch_learner": 9,
-    "policy": 9,
     "dreamer": 10,
     "registration": 11,
     "": 12,
     "cli": 13,
 }
 LEAVES = {"model", "model.fuse", "model.optim", "model.sizes"}
-LEAVES |= {"model.kernels", "model.kernels_build"}
+LEAVES |= {"model.kernels", "model.kernels_build", "model.kernels_rssm"}
 # RLlib asks a config for the classes that it configures, so methods of ours name them.
 DEFERRED = {"dreamer_config": {"dreamer", "dreamer_torch_learner"}}
+KERNELS = {"model.fuse", "model.kernels", "model.kernels_build", "model.kernels_rssm"}
 LEAVES |= {"checkpoint", "hardware", "spaces", "training_ratio"}
 # Modules in several files, whose parts may import one another (`replay_streams` is a part of
 # `replay`), and what else each may import.
 GROUPS = {
     "replay": {"spaces"},
     "envs": {"spaces"},
-    "evaluation": {"dreamer", "policy", "envs", "spaces"},
+    "policy": {
+        *("checkpoint", "dreamer", "dreamer_torch_rl_module", "hardware", "spaces", ""),
+        *("model.agent", "model.codec", "model.distributions", "model.ops", "model.rssm"),
+        *("model.sizes", "model.world_model"),
+    },
+    "evaluation": {
+        *("dreamer", "policy", "envs", "spaces"),
+        *("model.agent", "model.distributions", "model.rssm"),
+    },
 }
 
 
@@ -121,8 +129,10 @@ def is_allowed(entry: Import) -> bool:
         return True
     if importer.startswith("model") and not imported.startswith("model"):
         return False
+    if importer.startswith("model") and imported in KERNELS and importer not in KERNELS:
+        return True
     if importer in LEAVES:
-        return False
+        return importer in KERNELS and imported in KERNELS
     if importer in GROUPS:
         return imported in GROUPS[importer]
     if importer not in RANKS:

@@ -21,10 +21,12 @@ from ray.rllib.core.rl_module.rl_module import RLModule
 from ray.rllib.utils.spaces.space_utils import unsquash_action
 from tiny import CONTINUOUS, IMAGE, MIXED, VECTOR, RandomEnv, built, tiny_config
 
-from rllib_dreamer import action_units, checkpoint, export, imagination, policy_step, space_json
-from rllib_dreamer.checkpoint_reader import find_checkpoint
+from rllib_dreamer import checkpoint
 from rllib_dreamer.model.distributions import FixedNoise
-from rllib_dreamer.policy import DreamerPolicy
+from rllib_dreamer.policy import action_units, export, imagination, space_json
+from rllib_dreamer.policy import step as policy_step
+from rllib_dreamer.policy.checkpoint_reader import find_checkpoint
+from rllib_dreamer.policy.policy import DreamerPolicy
 
 ACTIONS = spaces.Dict(
     {

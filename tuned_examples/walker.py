@@ -5,7 +5,8 @@
 Protocol: dm_control walker-walk, 64x64 RGB from camera 0, action repeat 2, so an episode is
 1,000 control steps and 500 agent steps. A random policy returns about 45, the best 1,000.
 On a CUDA machine: the 12M model with the published settings of DMC vision (training ratio 256,
-batch 16 x 64). On a CPU: the 1M model and smaller batches, settings that learn in hours on two cores.
+batch 16 x 64). On a CPU: the 1M model and smaller batches, settings that learn in hours on two
+cores.
 """
 
 import torch

@@ -11,8 +11,8 @@ from typer.core import TyperGroup
 from rllib_dreamer.cli.errors import CommandError
 
 COMMANDS = {
-    "evaluate": ("rllib_dreamer.evaluation.evaluate_command", "evaluate_command"),
-    "plot": ("rllib_dreamer.evaluation.plot_command", "plot"),
+    "evaluate": ("rllib_dreamer.cli.evaluate", "evaluate_command"),
+    "plot": ("rllib_dreamer.cli.plot", "plot"),
 }
 """Name -> module and function."""
 

@@ -1,7 +1,7 @@
 """Looking at what was learned: statistics, frame quality, videos, reports and learning curves.
 
-Nothing here runs an environment or a model: every function takes numpy arrays or files on disk,
-so each one also works on data that was collected elsewhere.
+The first six work on numpy arrays or files on disk, so also on data collected elsewhere; the others
+run environments and a loaded policy.
 
 =================  ===============================================================================
 `statistics`       returns of episodes: mean, median, IQM, stratified bootstrap intervals
@@ -10,6 +10,10 @@ so each one also works on data that was collected elsewhere.
 `plots`            matplotlib figures as PNG bytes
 `report`           one self-contained HTML page out of figures, tables, plots and videos
 `curves`           learning curves of Tune runs beside the published ones
-`plot_command`     the `rllib plot` sub-command
+`environments`     the environment of a checkpoint, in several copies stepped together
+`episodes`         episodes played by a policy
+`world_model`      what the world model predicts of recorded episodes
+`run`              a whole evaluation
+`page`             its report
 =================  ===============================================================================
 """

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rllib_dreamer.evaluation.environments import frame_of
-from rllib_dreamer.policy import DreamerPolicy
+from rllib_dreamer.policy.policy import DreamerPolicy
 from rllib_dreamer.spaces import flatten, unflatten
 
 OnStep = Callable[[], None]

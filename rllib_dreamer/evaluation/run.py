@@ -32,7 +32,7 @@ from rllib_dreamer.evaluation.statistics import (
     summarize_episodes,
 )
 from rllib_dreamer.evaluation.world_model import CONTEXT, WorldModelProbe, WorldModelResult
-from rllib_dreamer.policy import DreamerPolicy, SeededNoise
+from rllib_dreamer.policy.policy import DreamerPolicy, SeededNoise
 from rllib_dreamer.spaces import is_image
 
 _GRID_WINDOWS = 4  # sequences side by side in the open-loop video

@@ -18,7 +18,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from rllib_dreamer import imagination
 from rllib_dreamer.evaluation.episodes import Episode
 from rllib_dreamer.evaluation.reconstruction import (
     FrameQuality,
@@ -32,6 +31,7 @@ from rllib_dreamer.evaluation.reconstruction import (
 from rllib_dreamer.model.agent import Agent
 from rllib_dreamer.model.distributions import Noise
 from rllib_dreamer.model.rssm import State
+from rllib_dreamer.policy import imagination
 from rllib_dreamer.spaces import canonical, is_image
 
 CONTEXT = 5

@@ -72,7 +72,7 @@ class Agent(nn.Module):
         super().__init__()
         self.world, self.behavior = world, behavior
         self.loss, self.dtype = loss, dtype
-        self.compile = False
+        self.fuse = False
         self.noise: Noise = RandomNoise()
 
     @property
@@ -90,7 +90,7 @@ class Agent(nn.Module):
 
     def forward(self, batch: Mapping[str, Tensor]) -> AgentOutput:
         """One pass over a replay batch: every loss, on one graph, for one backward."""
-        with fusing(self.compile), self.autocast(batch["reward"].device):
+        with fusing(self.fuse), self.autocast(batch["reward"].device):
             world = self.world(batch, self.loss, self.noise)
             posterior = world.posterior
             start = State(posterior.deter.flatten(0, 1), posterior.stoch.flatten(0, 1))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -53,6 +54,11 @@ def vector_features(obs: Mapping[str, Tensor], specs: ObsSpecs, symlog: bool) ->
     return ops.concat(parts)
 
 
+def _stages(convs: nn.ModuleList, norms: nn.ModuleList) -> Iterator[tuple[nets.Conv, nets.RMSNorm]]:
+    """The convolutions with the norm that follows each."""
+    return cast("Iterator[tuple[nets.Conv, nets.RMSNorm]]", zip(convs, norms, strict=True))
+
+
 class ImageEncoder(nn.Module):
     """Stages of 5x5 conv -> 2x2 max pool -> RMS norm over channels -> SiLU.
 
@@ -71,7 +77,7 @@ class ImageEncoder(nn.Module):
     def forward(self, frames: Tensor) -> Tensor:
         """uint8 (n, h, w, C) -> (n, features), flattened as (h, w, C)."""
         x = ops.normalize_frames(frames, torch.float32)
-        for conv, norm in zip(self.convs, self.norms, strict=True):
+        for conv, norm in _stages(self.convs, self.norms):
             x = conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)  # (n, h, w, C'), channels-last
             x = ops.pool_norm_silu(x, norm.scale)  # (n, h / 2, w / 2, C')
         return x.flatten(1)  # (n, h' * w' * C')
@@ -138,7 +144,7 @@ class ImageDecoder(nn.Module):
         x0 = x0.permute(0, 2, 3, 1, 4).reshape(n, h, w, c)  # each group owns a slice of channels
         x1 = self.stoch_out(self.stoch_in(stoch)).reshape(n, h, w, c)
         x = ops.norm_silu(x0 + x1, self.norm.scale)  # (n, h, w, c)
-        for conv, norm in zip(self.convs, self.norms, strict=True):
+        for conv, norm in _stages(self.convs, self.norms):
             x = ops.upsample_conv(x.permute(0, 3, 1, 2), conv.weight, conv.bias)
             x = ops.phase_norm_silu(x, norm.scale)  # (n, 2h, 2w, c')
         return ops.upsample_conv(x.permute(0, 3, 1, 2), self.out.weight, self.out.bias)

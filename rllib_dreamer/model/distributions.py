@@ -130,9 +130,7 @@ class Categorical:
         valid: (n, K) True where a class exists, for components with different numbers of classes.
     """
 
-    def __init__(
-        self, logits: Tensor, unimix: float = 0.0, valid: Tensor | None = None
-    ) -> None:
+    def __init__(self, logits: Tensor, unimix: float = 0.0, valid: Tensor | None = None) -> None:
         self.valid = valid
         if valid is None:
             self.log_probs = ops.unimix_log_probs(logits, unimix)

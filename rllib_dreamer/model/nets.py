@@ -97,6 +97,8 @@ class MLP(nn.Sequential):
 class Conv(nn.Conv2d):
     """Stride-1 SAME convolution with the official initialisation."""
 
+    bias: Tensor
+
     def __init__(self, in_channels: int, out_channels: int, kernel: int, outscale: float = 1.0):
         self.outscale = outscale
         super().__init__(in_channels, out_channels, kernel, padding=kernel // 2)
@@ -104,4 +106,4 @@ class Conv(nn.Conv2d):
     def reset_parameters(self) -> None:
         """Draws the kernel, zeroes the bias."""
         init_(self.weight, self.weight[0].numel(), self.outscale)
-        nn.init.zeros_(self.bias)  # type: ignore[arg-type]
+        nn.init.zeros_(self.bias)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -137,8 +137,10 @@ class WorldModel(nn.Module):
         self.config = config
         self.actions = dict(actions)
         self.encoder = encoder
-        self.rssm = RSSM(int(encoder.embed), sum(a.width for a in actions.values()), config)
-        self.decoder = decoder
+        self.rssm = RSSM(
+            int(cast(int, encoder.embed)), sum(a.width for a in actions.values()), config
+        )
+        self.decoder: Any = decoder
         self.reward = TwoHotHead(config.feat, config.reward_layers, config)
         self.cont = BinaryHead(config.feat, config.cont_layers, config)
 

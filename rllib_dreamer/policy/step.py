@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -16,14 +16,12 @@ import torch
 from gymnasium import spaces
 from torch import Tensor, nn
 
-from rllib_dreamer.action_units import to_env, to_model
 from rllib_dreamer.model.agent import ActState
 from rllib_dreamer.model.distributions import FixedNoise
 from rllib_dreamer.model.world_model import encode_action
-from rllib_dreamer.spaces import canonical
-
-if TYPE_CHECKING:
-    from rllib_dreamer.policy import DreamerPolicy
+from rllib_dreamer.policy.action_units import to_env, to_model
+from rllib_dreamer.policy.parts import PolicyParts
+from rllib_dreamer.spaces import canonical, leaf_spaces
 
 STEP_FORMATS = {"torch": "read it by `torch.export.load`.", "onnx": "read it by onnxruntime."}
 """How a step can be written, with a hint for the model card."""
@@ -42,12 +40,12 @@ class PolicyStep(nn.Module):
     the leaves of the action. Actions are the mean or mode, latents the most probable ones.
     """
 
-    def __init__(self, policy: DreamerPolicy) -> None:
+    def __init__(self, policy: PolicyParts) -> None:
         super().__init__()
         self.agent = policy.agent
         self.conversion = policy.conversion
-        self.observations = dict(policy.observation_leaves)
-        self.actions = dict(policy.action_leaves)
+        self.observations = leaf_spaces(policy.observation_space)
+        self.actions = leaf_spaces(policy.action_space, root="action")
 
     def forward(self, deter: Tensor, stoch: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
         """See the class."""
@@ -75,10 +73,13 @@ class PolicyStep(nn.Module):
         return state.deter, state.stoch.long(), *chosen
 
 
-def example_inputs(policy: DreamerPolicy, rows: int = _ROWS) -> tuple[Tensor, ...]:
+def example_inputs(policy: PolicyParts, rows: int = _ROWS) -> tuple[Tensor, ...]:
     """Inputs of a `PolicyStep` at the beginning of an episode."""
     config = policy.agent.world.config
-    leaves = [*policy.action_leaves.values(), *policy.observation_leaves.values()]
+    leaves = [
+        *leaf_spaces(policy.action_space, root="action").values(),
+        *leaf_spaces(policy.observation_space).values(),
+    ]
     arrays = [np.stack([space.sample()] * rows) for space in leaves]
     return (
         torch.zeros(rows, config.deter),
@@ -91,23 +92,24 @@ def example_inputs(policy: DreamerPolicy, rows: int = _ROWS) -> tuple[Tensor, ..
     )
 
 
-def describe_step(policy: DreamerPolicy) -> dict[str, Any]:
+def describe_step(policy: PolicyParts) -> dict[str, Any]:
     """Names, shapes and dtypes of a step's inputs and outputs, in their order."""
     config = policy.agent.world.config
     state = [("deter", [config.deter], "float32"), ("stoch", [config.stoch], "int64")]
     nested = isinstance(policy.action_space, spaces.Dict | spaces.Tuple)
     actions = [
         _leaf(f"action/{key}" if nested else key, space)
-        for key, space in policy.action_leaves.items()
+        for key, space in leaf_spaces(policy.action_space, root="action").items()
     ]
-    observations = [_leaf(f"obs/{key}", space) for key, space in policy.observation_leaves.items()]
+    leaves = leaf_spaces(policy.observation_space)
+    observations = [_leaf(f"obs/{key}", space) for key, space in leaves.items()]
     previous = [(f"prev_{name}", shape, dtype) for name, shape, dtype in actions]
     following = [(f"next_{name}", shape, dtype) for name, shape, dtype in state]
     inputs = [*state, *previous, *observations, ("is_first", [], "bool")]
     return {"inputs": _rows(inputs), "outputs": _rows([*following, *actions])}
 
 
-def write_steps(policy: DreamerPolicy, folder: Path, formats: Sequence[str]) -> dict[str, str]:
+def write_steps(policy: PolicyParts, folder: Path, formats: Sequence[str]) -> dict[str, str]:
     """Writes the step of a policy.
 
     Args:
@@ -134,7 +136,7 @@ def write_steps(policy: DreamerPolicy, folder: Path, formats: Sequence[str]) -> 
     return {name: _FILES[name] for name in formats}
 
 
-def _traced(policy: DreamerPolicy) -> torch.export.ExportedProgram:
+def _traced(policy: PolicyParts) -> torch.export.ExportedProgram:
     """The step as a graph, for any number of rows."""
     inputs = example_inputs(policy)
     rows = torch.export.Dim("rows", min=1, max=65536)
@@ -149,7 +151,7 @@ def _require_onnx() -> None:
         )
 
 
-def _write_onnx(policy: DreamerPolicy, program: Any, path: Path) -> None:
+def _write_onnx(policy: PolicyParts, program: Any, path: Path) -> None:
     described = describe_step(policy)
     written = torch.onnx.export(
         program,
@@ -178,10 +180,10 @@ def _rows(leaves: list[tuple[str, list[int], str]]) -> list[dict[str, Any]]:
 
 
 @contextmanager
-def _deterministic(policy: DreamerPolicy) -> Iterator[None]:
+def _deterministic(policy: PolicyParts) -> Iterator[None]:
     """Within this context the agent takes the most probable latents."""
     noise, policy.agent.noise = policy.agent.noise, FixedNoise()
-    device = policy.device
+    device = next(policy.agent.parameters()).device
     policy.agent.cpu()
     try:
         yield

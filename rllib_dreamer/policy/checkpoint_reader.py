@@ -10,39 +10,21 @@ from __future__ import annotations
 import json
 import math
 import pickle
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
-
-import gymnasium as gym
+from typing import Any
 
 from rllib_dreamer import checkpoint
-from rllib_dreamer.model.agent import Agent
+from rllib_dreamer.policy.action_units import conversion_of
+from rllib_dreamer.policy.parts import PolicyParts
 
 DEFAULT_STORAGE = "~/ray_results"
 
 _MODULE = Path("learner_group/learner/rl_module/default_policy")
 _CONSTRUCTION = "class_and_ctor_args.pkl"
 _SCORE = "checkpoint_score"
+_ALGORITHM = "DreamerTorch"
 _NEWEST = ("best", "last")
-
-
-class Trained(NamedTuple):
-    """What a checkpoint holds of a policy.
-
-    Attributes:
-        agent: On the CPU, all of its parts.
-        observation_space: Of the module, which is the env's unless connectors change it.
-        action_space: Of the env.
-        settings: The algorithm's config as a dict.
-        agent_steps: Steps it was trained for, 0 if unknown.
-    """
-
-    agent: Agent
-    observation_space: gym.Space
-    action_space: gym.Space
-    settings: Mapping[str, Any]
-    agent_steps: int
 
 
 def find_checkpoint(
@@ -89,8 +71,8 @@ def is_checkpoint(folder: Path) -> bool:
     return any((folder / name).exists() for name in names)
 
 
-def read_checkpoint(folder: Path) -> Trained:
-    """Reads the trained agent of a checkpoint.
+def read_checkpoint(folder: Path) -> PolicyParts:
+    """Reads the policy of a checkpoint, on the CPU.
 
     Raises:
         ValueError: If the checkpoint is unfinished, damaged, of another algorithm, or names code
@@ -107,24 +89,29 @@ def read_checkpoint(folder: Path) -> Trained:
     built = module["class"](*positional, **keywords)
     built.set_state(_load(folder, _MODULE / "module_state.pkl"))
     state = _load(folder, "algorithm_state.pkl")
-    return Trained(
+    about = {
+        "checkpoint": folder.name,
+        "model_size": settings.get("model_size"),
+        "agent_steps": int(state.get("dreamer", {}).get("agent_steps", 0)),
+    }
+    return PolicyParts(
         built.agent.cpu(),
         keywords["observation_space"],
         keywords["action_space"],
-        settings,
-        int(state.get("dreamer", {}).get("agent_steps", 0)),
+        conversion_of(settings),
+        settings.get("env"),
+        dict(settings.get("env_config") or {}),
+        about,
     )
 
 
 def _algorithm(folder: Path) -> dict[str, Any]:
     """How the algorithm of a checkpoint was built; refuses those of another."""
-    from rllib_dreamer.dreamer import DreamerTorch
-
     if not (folder / _CONSTRUCTION).is_file():
         _check_whole(folder)
     construction: dict[str, Any] = _load(folder, _CONSTRUCTION)
     found = construction["class"]
-    if not issubclass(found, DreamerTorch):
+    if not any(base.__name__ == _ALGORITHM for base in found.__mro__):
         raise ValueError(_of_another(folder, f"is of {found.__name__}"))
     return construction
 

@@ -11,13 +11,13 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from rllib_dreamer.checkpoint_reader import DEFAULT_STORAGE, find_checkpoint
 from rllib_dreamer.cli.errors import CommandError, first_line
 from rllib_dreamer.cli.session import prepare
 from rllib_dreamer.evaluation.episodes import Rules
 from rllib_dreamer.evaluation.run import Evaluation, evaluate, write_results
-from rllib_dreamer.export import is_exported
-from rllib_dreamer.policy import DreamerPolicy
+from rllib_dreamer.policy.checkpoint_reader import DEFAULT_STORAGE, find_checkpoint
+from rllib_dreamer.policy.export import is_exported
+from rllib_dreamer.policy.policy import DreamerPolicy
 
 
 def evaluate_command(

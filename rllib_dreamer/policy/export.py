@@ -17,38 +17,22 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any
 
-import gymnasium as gym
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-import rllib_dreamer
 from rllib_dreamer.model.agent import Agent, build_agent
 from rllib_dreamer.model.codec import Decoder, Encoder
 from rllib_dreamer.model.sizes import ActionSpec, LossConfig, ModelConfig, ObsSpec
-from rllib_dreamer.policy_step import STEP_FORMATS, describe_step, write_steps
-from rllib_dreamer.space_json import space_from_json, space_to_json
-
-if TYPE_CHECKING:
-    from rllib_dreamer.policy import DreamerPolicy
+from rllib_dreamer.policy.parts import PolicyParts
+from rllib_dreamer.policy.space_json import space_from_json, space_to_json
+from rllib_dreamer.policy.step import STEP_FORMATS, describe_step, write_steps
 
 DESCRIPTION, WEIGHTS, CARD = "policy.json", "model.safetensors", "README.md"
 
 _FORMAT = 1
-
-
-class Exported(NamedTuple):
-    """What the files of an exported policy hold; see `DreamerPolicy` for the fields."""
-
-    agent: Agent
-    observation_space: gym.Space
-    action_space: gym.Space
-    conversion: str
-    env: str | None
-    env_config: dict[str, Any]
-    about: dict[str, Any]
 
 
 def is_exported(folder: Path) -> bool:
@@ -56,7 +40,7 @@ def is_exported(folder: Path) -> bool:
     return (folder / DESCRIPTION).is_file()
 
 
-def write_export(policy: DreamerPolicy, folder: Path, formats: Sequence[str] = ("torch",)) -> Path:
+def write_export(policy: PolicyParts, folder: Path, formats: Sequence[str] = ("torch",)) -> Path:
     """Writes a policy.
 
     Args:
@@ -87,7 +71,7 @@ def write_export(policy: DreamerPolicy, folder: Path, formats: Sequence[str] = (
     return folder
 
 
-def read_export(folder: Path) -> Exported:
+def read_export(folder: Path) -> PolicyParts:
     """Reads an exported policy.
 
     Raises:
@@ -116,7 +100,7 @@ def read_export(folder: Path) -> Exported:
         ) from error
 
 
-def _build(found: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Exported:
+def _build(found: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> PolicyParts:
     """Puts a policy together from its description and its weights."""
     agent = build_agent(
         {key: ObsSpec(**_tuples(spec)) for key, spec in found["observations"].items()},
@@ -129,10 +113,10 @@ def _build(found: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Exported:
         space_from_json(found[name]) for name in ("observation_space", "action_space")
     )
     rest = (found[name] for name in ("conversion", "env", "env_config", "about"))
-    return Exported(agent, observation_space, action_space, *rest)
+    return PolicyParts(agent, observation_space, action_space, *rest)
 
 
-def _describe(policy: DreamerPolicy) -> dict[str, Any]:
+def _describe(policy: PolicyParts) -> dict[str, Any]:
     """All of policy.json but the step."""
     agent = policy.agent
     encoder: Any = agent.world.encoder
@@ -174,8 +158,8 @@ def _check_standard(agent: Agent) -> None:
 
 
 def _versions() -> dict[str, str]:
-    names = ("torch", "gymnasium", "numpy", "ray")
-    found = {"python": platform.python_version(), "rllib_dreamer": rllib_dreamer.__version__}
+    names = ("rllib-dreamer", "torch", "gymnasium", "numpy", "ray")
+    found = {"python": platform.python_version()}
     for name in names:
         try:
             found[name] = metadata.version(name)
@@ -231,7 +215,7 @@ A world model and a policy learned inside it, trained with rllib_dreamer.
 ## Use
 
 ```python
-from rllib_dreamer.policy import DreamerPolicy
+from rllib_dreamer.policy.policy import DreamerPolicy
 
 policy = DreamerPolicy.load("this/folder")
 policy.reset()  # before each episode

@@ -12,14 +12,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from rllib_dreamer import imagination
-from rllib_dreamer.action_units import CONVERSIONS, conversion_of, to_array, to_env, to_model
 from rllib_dreamer.model.agent import ActState, Agent
 from rllib_dreamer.model.distributions import RandomNoise
 from rllib_dreamer.model.rssm import State
 from rllib_dreamer.model.world_model import encode_action
+from rllib_dreamer.policy import imagination
+from rllib_dreamer.policy.action_units import CONVERSIONS, to_array, to_env, to_model
+from rllib_dreamer.policy.parts import PolicyParts
+from rllib_dreamer.policy.value_checks import check_future, check_observation, leading_axes
 from rllib_dreamer.spaces import canonical, is_image, leaf_spaces, restore, unflatten
-from rllib_dreamer.value_checks import check_future, check_observation, leading_axes
 
 
 class Imagination(NamedTuple):
@@ -126,29 +127,13 @@ class DreamerPolicy:
             ValueError: If there is no such checkpoint, or it is unfinished, damaged, of another
                 algorithm, or needs code that is not installed.
         """
-        from rllib_dreamer.export import is_exported
+        from rllib_dreamer.policy.export import is_exported
 
         if is_exported(Path(path).expanduser()):
             return cls.load(path, device=device, seed=seed)
-        from rllib_dreamer.checkpoint_reader import find_checkpoint, read_checkpoint
+        from rllib_dreamer.policy.checkpoint_reader import find_checkpoint, read_checkpoint
 
-        folder = find_checkpoint(path, which)
-        trained = read_checkpoint(folder)
-        about = {
-            "checkpoint": folder.name,
-            "model_size": trained.settings.get("model_size"),
-            "agent_steps": trained.agent_steps,
-        }
-        return cls(
-            trained.agent.to(device),
-            trained.observation_space,
-            trained.action_space,
-            conversion=conversion_of(trained.settings),
-            env=trained.settings.get("env"),
-            env_config=trained.settings.get("env_config"),
-            about=about,
-            seed=seed,
-        )
+        return cls._of(read_checkpoint(find_checkpoint(path, which)), device, seed)
 
     @classmethod
     def load(
@@ -164,19 +149,14 @@ class DreamerPolicy:
         Raises:
             ValueError: If the folder holds no whole exported policy.
         """
-        from rllib_dreamer.export import read_export
+        from rllib_dreamer.policy.export import read_export
 
-        exported = read_export(Path(path).expanduser())
-        return cls(
-            exported.agent.to(device),
-            exported.observation_space,
-            exported.action_space,
-            conversion=exported.conversion,
-            env=exported.env,
-            env_config=exported.env_config,
-            about=exported.about,
-            seed=seed,
-        )
+        return cls._of(read_export(Path(path).expanduser()), device, seed)
+
+    @classmethod
+    def _of(cls, parts: PolicyParts, device: str | torch.device, seed: int | None) -> DreamerPolicy:
+        fields = parts._asdict() | {"agent": parts.agent.to(device)}
+        return cls(**fields, seed=seed)
 
     def export(self, path: str | Path, formats: Sequence[str] = ("torch",)) -> Path:
         """Writes the policy as safetensors and JSON, with a model card; see `export.write_export`.
@@ -188,9 +168,18 @@ class DreamerPolicy:
         Returns:
             The folder.
         """
-        from rllib_dreamer.export import write_export
+        from rllib_dreamer.policy.export import write_export
 
-        return write_export(self, Path(path).expanduser(), formats)
+        parts = PolicyParts(
+            self.agent,
+            self.observation_space,
+            self.action_space,
+            self.conversion,
+            self.env,
+            self.env_config,
+            self.about,
+        )
+        return write_export(parts, Path(path).expanduser(), formats)
 
     @property
     def device(self) -> torch.device:
