@@ -94,6 +94,7 @@ def test_every_key_is_in_the_table_of_the_docs(options):
 
 def test_names_survive_a_new_ray_cluster():
     """Ray's registry dies with the cluster; a remote worker builds an env by its name."""
+    ray.shutdown()
     envs.register_envs()
     for _ in range(2):
         ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
@@ -146,8 +147,8 @@ def test_an_env_class_of_ones_own_gets_the_checks():
 
 
 def test_a_gymnasium_id_gets_the_checks():
-    envs.register_env("CartPole-v1")
-    assert isinstance(created("CartPole-v1", {}), wrappers.CheckedEnv)
+    assert envs.register_env("CartPole-v1", "a-checked-cartpole") == "a-checked-cartpole"
+    assert isinstance(created("a-checked-cartpole", {}), wrappers.CheckedEnv)
 
 
 @pytest.mark.parametrize(
