@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import shutil
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from ray import cloudpickle
 from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.core import DEFAULT_MODULE_ID
@@ -23,6 +24,7 @@ from ray.rllib.utils.metrics import (
     LEARN_ON_BATCH_TIMER,
     LEARNER_RESULTS,
     NUM_ENV_STEPS_SAMPLED_LIFETIME,
+    NUM_EPISODES,
     SAMPLE_TIMER,
     SYNCH_WORKER_WEIGHTS_TIMER,
     TIMERS,
@@ -56,7 +58,7 @@ class DreamerTorch(Algorithm):
         cfg = self.config
         self._agent_steps = self._updates = self._training_steps = 0
         self._rate_mark = (time.monotonic(), 0, 0)
-        self._last_returns: dict[str, float] = {}
+        self._episodes: list[tuple[int, float, float]] = []
         self._ratio = TrainingRatio(cfg.training_ratio, cfg.batch_size_B * cfg.batch_length_T)
         self._action_repeat = action_repeat(cfg.env, cfg.env_config)
         self._description = self._on_learners(_describe_learner)[0]
@@ -156,7 +158,7 @@ class DreamerTorch(Algorithm):
     def step(self) -> dict[str, Any]:
         """One iteration; adds the counters that RLlib does not keep."""
         result: dict[str, Any] = super().step()
-        self._keep_last_returns(result[ENV_RUNNER_RESULTS])
+        self._average_episodes(result[ENV_RUNNER_RESULTS])
         self._on_learners(lambda learner: release_memory())
         now, (then, agent_steps, updates) = time.monotonic(), self._rate_mark
         elapsed = max(now - then, 1e-9)
@@ -175,13 +177,25 @@ class DreamerTorch(Algorithm):
         }
         return result
 
-    def _keep_last_returns(self, results: dict[str, Any]) -> None:
-        """Puts the latest known return where no episode ended, instead of RLlib's NaN."""
-        for key in (EPISODE_RETURN_MEAN, EPISODE_LEN_MEAN):
-            value = results.pop(key, math.nan)
-            if not math.isnan(value):
-                self._last_returns[key] = value
-        results.update(self._last_returns)
+    def _average_episodes(self, results: dict[str, Any]) -> None:
+        """Averages over the latest `metrics_num_episodes_for_smoothing` episodes, or a few more.
+
+        RLlib averages over those that ended in this iteration, and gives NaN if none did.
+        """
+        ended = int(results.get(NUM_EPISODES, 0))
+        if ended:
+            means = results[EPISODE_RETURN_MEAN], results[EPISODE_LEN_MEAN]
+            self._episodes.append((ended, *means))
+        window = self.config.metrics_num_episodes_for_smoothing
+        while sum(count for count, *_ in self._episodes[1:]) >= window:
+            del self._episodes[0]
+        if self._episodes:
+            counts, returns, lengths = zip(*self._episodes, strict=True)
+            results[EPISODE_RETURN_MEAN] = float(np.average(returns, weights=counts))
+            results[EPISODE_LEN_MEAN] = float(np.average(lengths, weights=counts))
+        else:
+            results.pop(EPISODE_RETURN_MEAN, None)
+            results.pop(EPISODE_LEN_MEAN, None)
 
     def save_to_path(self, path: Any = None, **kwargs: Any) -> str:
         """Saves everything, the replay included, and seals the folder with a manifest.
@@ -197,10 +211,21 @@ class DreamerTorch(Algorithm):
         folder = Path(tempfile.mkdtemp() if path is None else path)
         with checkpoint.writing(folder) as target:
             super().save_to_path(target, **kwargs)
+            self._write_construction(target / self.CLASS_AND_CTOR_ARGS_FILE_NAME)
             shutil.rmtree(target / REPLAY_FOLDER, ignore_errors=True)
             if self.config.store_buffer_in_checkpoints:
                 self.replay.save(target / REPLAY_FOLDER)
         return str(folder)
+
+    def _write_construction(self, file: Path) -> None:
+        """Writes what `from_checkpoint` builds us from, with our class by its name.
+
+        As an actor, as Tune runs it, an object is of a class that Ray made. RLlib pickles that by
+        value, and then the names of all our methods must be there when the checkpoint is read.
+        """
+        named = next(cls for cls in type(self).__mro__ if _is_importable(cls))
+        construction = {"class": named, "ctor_args_and_kwargs": self.get_ctor_args_and_kwargs()}
+        file.write_bytes(cloudpickle.dumps(construction))
 
     def restore_from_path(self, path: Any, *args: Any, **kwargs: Any) -> None:
         """Restores everything that the checkpoint holds, or only `component`, as RLlib has it.
@@ -226,7 +251,7 @@ class DreamerTorch(Algorithm):
             "updates": self._updates,
             "training_steps": self._training_steps,
             "ratio": self._ratio.get_state(),
-            "last_returns": self._last_returns,
+            "episodes": list(self._episodes),
         }
         return state
 
@@ -238,7 +263,7 @@ class DreamerTorch(Algorithm):
             self._agent_steps, self._updates = ours["agent_steps"], ours["updates"]
             self._training_steps = ours["training_steps"]
             self._ratio.set_state(ours["ratio"])
-            self._last_returns = dict(ours["last_returns"])
+            self._episodes = list(ours["episodes"])
             self._rate_mark = (time.monotonic(), self._agent_steps, self._updates)
 
     def cleanup(self) -> None:
@@ -246,6 +271,11 @@ class DreamerTorch(Algorithm):
         self._batches.close()
         self.replay.close()
         super().cleanup()
+
+
+def _is_importable(cls: type) -> bool:
+    """Whether its module has the class by its name."""
+    return getattr(sys.modules.get(cls.__module__), cls.__qualname__, None) is cls
 
 
 def _describe_learner(learner: DreamerTorchLearner) -> dict[str, Any]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import json
+import math
+import pickle
 import shutil
 import signal
 import subprocess
@@ -72,6 +74,16 @@ def test_results_and_description() -> None:
         "2,000 steps",
     ):
         assert part in text
+
+
+def test_returns_are_averaged_over_the_latest_episodes() -> None:
+    with built(tiny_config().reporting(metrics_num_episodes_for_smoothing=3)) as algo:
+        means = []
+        for ended, mean in ((2, 10.0), (0, math.nan), (1, 40.0), (1, 50.0), (3, 60.0)):
+            results = {"num_episodes": ended, "episode_return_mean": mean, "episode_len_mean": mean}
+            algo._average_episodes(results)
+            means.append(results["episode_return_mean"])
+        assert means == [10.0, 10.0, 20.0, 27.5, 60.0]
 
 
 # Training ratio.
@@ -260,6 +272,15 @@ def test_saving_over_a_checkpoint(tmp_path: Path) -> None:
         train_until(algo, 5)
         algo.restore_from_path(str(tmp_path / "c"))
         assert_same(snapshot(algo), state)
+
+
+def test_a_checkpoint_of_an_actor_names_the_class(tmp_path: Path) -> None:
+    start_ray()
+    actor = ray.remote(DreamerTorch).remote(tiny_config().environment(CountingEnv))
+    folder = Path(ray.get(actor.save_to_path.remote(str(tmp_path / "c"))))
+    ray.kill(actor)
+    construction = pickle.loads((folder / "class_and_ctor_args.pkl").read_bytes())
+    assert construction["class"] is DreamerTorch
 
 
 def test_saving_elsewhere_is_refused() -> None:

@@ -3,7 +3,8 @@
     rllib train file tuned_examples/cartpole.py
 
 Protocol: Gymnasium's CartPole-v1, episodes of at most 500 steps, return 500 at best. The 1M model
-with small batches and a high learning rate; stops at a mean training return of 450.
+with small batches and a high learning rate; stops when the mean training return
+of the latest 20 episodes is 450.
 """
 
 from rllib_dreamer import DreamerConfig
@@ -21,7 +22,7 @@ config = (
         replay_capacity=100_000,
     )
     .env_runners(num_env_runners=0, num_envs_per_env_runner=4)
-    .reporting(min_time_s_per_iteration=10)
+    .reporting(min_time_s_per_iteration=10, metrics_num_episodes_for_smoothing=20)
     .debugging(seed=0)
 )
 
