@@ -32,8 +32,8 @@ class DreamerCatalog(Catalog):
         observation_space: Any nesting of images (uint8), vectors, Discrete, MultiDiscrete and
             MultiBinary.
         action_space: Any nesting of Box, Discrete, MultiDiscrete and MultiBinary.
-        model_config_dict: `model_size`, `loss` (fields of `LossConfig`) and any field of
-            `ModelConfig`.
+        model_config_dict: `model_size`, `loss` (fields of `LossConfig`), `initial_random_steps`
+            and any field of `ModelConfig`.
 
     Raises:
         ValueError: If a leaf of a space is of an unsupported kind or shape.
@@ -58,6 +58,7 @@ class DreamerCatalog(Catalog):
             given.get("model_size", "12M"), **model_settings(given, self.extra_settings)
         )
         self.loss_config = LossConfig(**given.get("loss", {}))
+        self.initial_random_steps: int = given.get("initial_random_steps", 0)
         self.latent_dims = (self.model_config.feat,)
 
     def obs_spec(self, key: str, space: gym.Space) -> ObsSpec:
@@ -186,7 +187,8 @@ def model_settings(given: Mapping[str, Any], extra: Collection[str] = ()) -> dic
     """
     ours = {field.name for field in fields(ModelConfig)}
     rllib = {field.name for field in fields(DefaultModelConfig)}
-    unknown = sorted(set(given) - ours - rllib - {"model_size", "loss", *extra})
+    known = ours | rllib | {"model_size", "loss", "initial_random_steps", *extra}
+    unknown = sorted(set(given) - known)
     if unknown:
         raise ValueError(
             f"model_config has unknown keys {unknown}: it takes the fields of ModelConfig, "

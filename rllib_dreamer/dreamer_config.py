@@ -15,7 +15,7 @@ from ray.rllib.utils.schedules.scheduler import Scheduler
 from rllib_dreamer.dreamer_catalog import DreamerCatalog
 from rllib_dreamer.dreamer_torch_rl_module import DreamerTorchRLModule
 from rllib_dreamer.hardware import PRECISIONS
-from rllib_dreamer.model.sizes import LossConfig, model_config
+from rllib_dreamer.model.sizes import CHOICES, LossConfig, model_config
 
 if TYPE_CHECKING:
     from rllib_dreamer.dreamer_torch_learner import DreamerTorchLearner
@@ -24,6 +24,8 @@ logger = logging.getLogger(__name__)
 
 PARTS = ("world_model", "actor", "critic")
 """The parts of the agent that may have their own learning rates."""
+
+OPTIMIZERS = ("laprop", "adam")
 
 # Settings of RLlib's DreamerV3Config that mean nothing here, and why.
 _WITHOUT_EFFECT = {
@@ -59,6 +61,10 @@ _RANGES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "max_nonfinite_updates": ("a whole number >= 1", lambda v: _count(v, 1)),
     "warmup_updates": ("a whole number >= 0", lambda v: _count(v, 0)),
     "replay_prefetch": ("a whole number >= 0", lambda v: _count(v, 0)),
+    "initial_random_steps": ("a whole number >= 0", lambda v: _count(v, 0)),
+    "grad_clip_norm": ("None or a number > 0", lambda v: v is None or (_number(v) and v > 0)),
+    "optimizer": (f"one of {OPTIMIZERS}", lambda v: v in OPTIMIZERS),
+    "actor_grad": (f"one of {CHOICES['actor_grad']}", lambda v: v in CHOICES["actor_grad"]),
     "weight_decay": ("a number >= 0", lambda v: _number(v, 0)),
     "free_nats": ("a number >= 0", lambda v: _number(v, 0)),
     "entropy_scale": ("a number >= 0", lambda v: _number(v, 0)),
@@ -99,10 +105,13 @@ class DreamerConfig(AlgorithmConfig):
         self.return_normalization_decay = 0.99
         self.free_nats = 1.0
         self.loss_scales: dict[str, float] = {}
+        self.actor_grad = "reinforce"
         self.train_actor = True
         self.train_critic = True
         self.symlog_obs: bool | str = "auto"
         # Optimization.
+        self.optimizer = "laprop"
+        self.grad_clip_norm: float | None = None
         self.lr = 4e-5
         self.world_model_lr: Any = None
         self.actor_lr: Any = None
@@ -124,6 +133,7 @@ class DreamerConfig(AlgorithmConfig):
         self.replay_prefetch = 0
         self.store_buffer_in_checkpoints = True
         # Sampling.
+        self.initial_random_steps = 0
         self.broadcast_interval = 1
         # RLlib's own settings.
         self.train_batch_size = None
@@ -147,13 +157,16 @@ class DreamerConfig(AlgorithmConfig):
         return_normalization_decay: float = NotProvided,
         free_nats: float = NotProvided,
         loss_scales: dict[str, float] = NotProvided,
+        actor_grad: str = NotProvided,
         train_actor: bool = NotProvided,
         train_critic: bool = NotProvided,
         symlog_obs: bool | str = NotProvided,
         world_model_lr: Any = NotProvided,
         actor_lr: Any = NotProvided,
         critic_lr: Any = NotProvided,
+        optimizer: str = NotProvided,
         agc: float = NotProvided,
+        grad_clip_norm: float | None = NotProvided,
         warmup_updates: int = NotProvided,
         weight_decay: float = NotProvided,
         max_nonfinite_updates: int = NotProvided,
@@ -167,6 +180,7 @@ class DreamerConfig(AlgorithmConfig):
         replay_prefetch: int = NotProvided,
         replay_buffer_config: dict[str, Any] = NotProvided,
         store_buffer_in_checkpoints: bool = NotProvided,
+        initial_random_steps: int = NotProvided,
         broadcast_interval: int = NotProvided,
         **kwargs: Any,
     ) -> DreamerConfig:
@@ -186,13 +200,17 @@ class DreamerConfig(AlgorithmConfig):
             free_nats: KL below which the dynamics and representation losses are constant.
             loss_scales: Weights to change: "rec", "reward", "cont", "dyn", "rep", "actor",
                 "critic", "repval".
+            actor_grad: How the actor learns: "reinforce", or "dynamics" for gradients through the
+                imagined trajectory, for continuous actions only.
             train_actor: Whether the actor learns.
             train_critic: Whether the critic learns; the actor cannot learn without it.
             symlog_obs: Whether vector observations are squashed by symlog; "auto" is True.
             world_model_lr: Learning rate or RLlib schedule of the world model; None takes `lr`.
             actor_lr: The same for the actor.
             critic_lr: The same for the critic.
+            optimizer: "laprop" or "adam"; Adam has neither `agc` nor `weight_decay`.
             agc: Largest norm of a tensor's gradient as a share of the tensor's norm.
+            grad_clip_norm: Largest norm of all gradients together, or None for no such limit.
             warmup_updates: Updates over which learning rates rise from zero.
             weight_decay: Decoupled weight decay of matrices and kernels.
             max_nonfinite_updates: Updates with NaN or infinite gradients in a row, all skipped,
@@ -209,6 +227,8 @@ class DreamerConfig(AlgorithmConfig):
             replay_prefetch: Batches prepared ahead by a thread; 0 is repeatable across restarts.
             replay_buffer_config: Of RLlib's DreamerV3Config; only "capacity" is read.
             store_buffer_in_checkpoints: Whether checkpoints hold the replay.
+            initial_random_steps: Agent steps, over all EnvRunners, whose actions are drawn
+                uniformly, to the end of the iteration, before the actor takes over.
             broadcast_interval: Training steps between two updates of the EnvRunners' weights.
             **kwargs: Of `AlgorithmConfig.training`: `lr`, `gamma`, ....
 
@@ -256,6 +276,11 @@ class DreamerConfig(AlgorithmConfig):
         self._validate_loss_scales()
         if self.train_actor and not self.train_critic:
             self._value_error("`train_actor`=True needs `train_critic`=True: set both or neither.")
+        if self.optimizer == "adam" and self.weight_decay:
+            self._value_error(
+                f"`weight_decay`={self.weight_decay} is not for `optimizer`='adam': set it to 0, "
+                "or take 'laprop'."
+            )
         if self.train_batch_size is not None:
             self._value_error(
                 f"`train_batch_size`={self.train_batch_size} is not used: set `batch_size_B` and "
@@ -320,6 +345,7 @@ class DreamerConfig(AlgorithmConfig):
             entropy_scale=self.entropy_scale,
             return_rate=1.0 - self.return_normalization_decay,
             scales=scales,
+            actor_grad=self.actor_grad,
         )
 
     @property
@@ -330,6 +356,7 @@ class DreamerConfig(AlgorithmConfig):
             "model_size": self.model_size,
             "symlog_obs": symlog,
             "loss": loss,
+            "initial_random_steps": self.initial_random_steps,
         }
 
     def get_default_rl_module_spec(self) -> RLModuleSpec:

@@ -1,4 +1,4 @@
-"""Learner: one loss, one backward, LaProp, the slow critic, and what several learners share."""
+"""Learner: one loss, one backward, the optimizer, the slow critic, what several learners share."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from rllib_dreamer.dreamer_torch_rl_module import DreamerTorchRLModule
 from rllib_dreamer.hardware import prepare_cpu, resolve_precision
 from rllib_dreamer.model import ops
 from rllib_dreamer.model.agent import Agent
-from rllib_dreamer.model.optim import LaProp
+from rllib_dreamer.model.optim import Adam, LaProp
 
 
 class DreamerTorchLearner(TorchLearner):
     """Updates the agent from replay batches.
 
     The three optimizers exist only so that each may have its own learning rate or schedule: LaProp
-    and its clipping work tensor by tensor, so they are one optimizer in three parts, stepped after
-    one backward.
+    with its clipping, and Adam too, work tensor by tensor, so they are one optimizer in three
+    parts, stepped after one backward. `grad_clip_norm` counts all parts together.
     """
 
     config: DreamerConfig
@@ -53,7 +53,7 @@ class DreamerTorchLearner(TorchLearner):
     def configure_optimizers_for_module(
         self, module_id: str, config: DreamerConfig | None = None
     ) -> None:
-        """Registers LaProp for world model, actor and critic."""
+        """Registers an optimizer each for world model, actor and critic."""
         config = config or self.config
         agent = self.agent(module_id)
         parts = dict(
@@ -61,18 +61,11 @@ class DreamerTorchLearner(TorchLearner):
         )
         for name, part in parts.items():
             params = list(part.parameters())
-            optimizer = LaProp(
-                params,
-                agc=config.agc,
-                warmup=config.warmup_updates,
-                weight_decay=config.weight_decay,
-                fused=config.compile,
-            )
             own = getattr(config, f"{name}_lr")
             self.register_optimizer(
                 module_id=module_id,
                 optimizer_name=name,
-                optimizer=optimizer,
+                optimizer=make_optimizer(params, config),
                 params=params,
                 lr_or_lr_schedule=config.lr if own is None else own,
             )
@@ -106,7 +99,7 @@ class DreamerTorchLearner(TorchLearner):
         self.metrics.log_dict(dict(zip(metrics, values, strict=True)), key=module_id, window=1)
 
     def postprocess_gradients(self, gradients_dict: dict[Any, Tensor]) -> dict[Any, Tensor]:
-        """Nothing: the clipping is part of LaProp."""
+        """Nothing: clipping is part of LaProp and of `apply_gradients`."""
         return gradients_dict
 
     def apply_gradients(self, gradients_dict: dict[Any, Tensor]) -> None:
@@ -124,6 +117,9 @@ class DreamerTorchLearner(TorchLearner):
             self._skip_update()
             return
         self._nonfinite_in_a_row = 0
+        if self.config.grad_clip_norm is not None:
+            params = self._params.values()
+            torch.nn.utils.clip_grads_with_norm_(params, self.config.grad_clip_norm, norm)
         steps = []
         for module_id, names in self._module_optimizers.items():
             for name in names:
@@ -131,7 +127,7 @@ class DreamerTorchLearner(TorchLearner):
                 if not getattr(self.config, f"train_{part}", True):
                     continue  # its momentum and weight decay would move it without any gradient
                 optimizer = self.get_optimizer(module_id, name)
-                assert isinstance(optimizer, LaProp)
+                assert isinstance(optimizer, LaProp | Adam)
                 optimizer.step()
                 steps.append(optimizer.update_norm())
             self.agent(module_id).behavior.update_slow_critic()
@@ -181,6 +177,19 @@ class DreamerTorchLearner(TorchLearner):
             if "cuda" in rng and self._device.type == "cuda":
                 cuda = torch.as_tensor(rng["cuda"], dtype=torch.uint8)
                 torch.cuda.set_rng_state(cuda, self._device)
+
+
+def make_optimizer(params: list[torch.nn.Parameter], config: DreamerConfig) -> LaProp | Adam:
+    """The optimizer that the config asks for; RLlib sets its learning rate."""
+    if config.optimizer == "adam":
+        return Adam(params, warmup=config.warmup_updates)
+    return LaProp(
+        params,
+        agc=config.agc,
+        warmup=config.warmup_updates,
+        weight_decay=config.weight_decay,
+        fused=config.compile,
+    )
 
 
 def all_gather(x: Tensor) -> Tensor:

@@ -48,9 +48,15 @@ class DreamerTorchRLModule(TorchRLModule, InferenceOnlyAPI):
         return self._act(batch, explore=False)
 
     def _forward_exploration(self, batch: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
-        return self._act(batch, explore=True)
+        """Samples actions; uniform ones while t, the EnvRunner's count, is within the first steps.
 
-    def _act(self, batch: dict[str, Any], explore: bool) -> dict[str, Any]:
+        RLlib brings that count up to date after each iteration, so the last one is finished.
+        """
+        t = kwargs.get("t")
+        random = t is not None and t < self.catalog.initial_random_steps
+        return self._act(batch, explore=True, random=random)
+
+    def _act(self, batch: dict[str, Any], explore: bool, random: bool = False) -> dict[str, Any]:
         """Observations (n, T=1, ...) and STATE_IN -> actions (n, 1, ...) and STATE_OUT."""
         leaves = flatten(batch[Columns.OBS], self.observation_space)
         obs = {
@@ -58,7 +64,7 @@ class DreamerTorchRLModule(TorchRLModule, InferenceOnlyAPI):
             for key, space in self.catalog.observation_leaves.items()
         }
         state = ActState(**batch[Columns.STATE_IN])
-        actions, state = self.agent.act(obs, state, explore)
+        actions, state = self.agent.act(obs, state, explore, random)
         restored = {
             key: restore(actions[key], space).unsqueeze(1)
             for key, space in self.catalog.action_leaves.items()

@@ -47,7 +47,7 @@ class BareUpdate:
 
     def __init__(self, agent: Agent, config: Any) -> None:
         self.agent = agent
-        options = {"agc": config.agc, "warmup": config.warmup_updates}
+        options = {"agc": config.agc, "warmup": config.warmup_updates, "fused": config.compile}
         self.optimizer = LaProp(
             [p for p in agent.parameters() if p.requires_grad], lr=config.lr, **options
         )

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from rllib_dreamer.model.optim import LaProp, clip_by_parameter_norm
+from rllib_dreamer.model.optim import Adam, LaProp, clip_by_parameter_norm
 
 # The official optimizer also has linear and cosine schedules, which DreamerV3 does not use.
 VARIANTS = ("default", "warmup", "decay")
@@ -136,3 +136,36 @@ def test_a_resumed_run_equals_an_unbroken_one() -> None:
 def test_bad_settings_are_refused(bad: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=r"lr=.* and warmup=.* must be >= 0 and agc=.* > 0"):
         LaProp([torch.ones(1)], **bad)
+
+
+def test_adam_is_that_of_pytorch() -> None:
+    torch.manual_seed(0)
+    ours = [nn.Parameter(torch.randn(4, 3)), nn.Parameter(torch.randn(5))]
+    theirs = [nn.Parameter(p.detach().clone()) for p in ours]
+    mine, reference = Adam(ours, lr=1e-2), torch.optim.Adam(theirs, lr=1e-2)
+    for scale in (0.1, 50.0, 3.0):
+        for p, q in zip(ours, theirs, strict=True):
+            p.grad = q.grad = scale * torch.randn_like(p)
+        before = torch.cat([p.detach().flatten().clone() for p in ours])
+        mine.step()
+        reference.step()
+        for p, q in zip(ours, theirs, strict=True):
+            assert torch.equal(p, q)
+        moved = torch.cat([p.detach().flatten() for p in ours]) - before
+        torch.testing.assert_close(mine.update_norm(), moved.norm(), rtol=1e-4, atol=1e-6)
+
+
+def test_adam_warms_up_like_laprop() -> None:
+    param = nn.Parameter(torch.zeros(3))
+    adam = Adam([param], lr=1e-2, warmup=2)
+    moves = []
+    for _ in range(4):
+        before = param.detach().clone()
+        param.grad = torch.ones(3)
+        adam.step()
+        moves.append(float((before - param.detach())[0]))
+        assert adam.param_groups[0]["lr"] == 1e-2
+    assert moves == pytest.approx([0.0, 5e-3, 1e-2, 1e-2], rel=1e-4)
+    again = Adam([nn.Parameter(torch.zeros(3))], lr=1e-2, warmup=2)
+    again.load_state_dict(adam.state_dict())
+    assert again.param_groups[0]["count"] == 4

@@ -15,7 +15,7 @@ from rllib_dreamer.model.distributions import Noise, RandomNoise
 from rllib_dreamer.model.fuse import fusing
 from rllib_dreamer.model.rssm import State
 from rllib_dreamer.model.sizes import ActionSpec, LossConfig, ModelConfig, ObsSpec
-from rllib_dreamer.model.world_model import WorldModel, encode_action
+from rllib_dreamer.model.world_model import WorldModel, encode_action, random_actions
 
 
 class AgentOutput(NamedTuple):
@@ -117,7 +117,7 @@ class Agent(nn.Module):
 
     @torch.no_grad()
     def act(
-        self, obs: Mapping[str, Tensor], state: ActState, explore: bool
+        self, obs: Mapping[str, Tensor], state: ActState, explore: bool, random: bool = False
     ) -> tuple[dict[str, Tensor], ActState]:
         """One step of the policy.
 
@@ -125,6 +125,7 @@ class Agent(nn.Module):
             obs: Observation leaves (n, ...).
             state: From `initial_state` or the previous call.
             explore: Samples the action; else its mode or mean.
+            random: Draws the action uniformly instead, without the actor.
 
         Returns:
             Action leaves (n, size) and the next state.
@@ -135,7 +136,10 @@ class Agent(nn.Module):
         uniform = self.noise.uniform((tokens.shape[0], rssm.config.stoch), tokens.device)
         carry, index, _ = rssm.observe_step(carry, rssm.embed_action(state.action), tokens, uniform)
         dists = self.behavior.actor(self.world.feat(carry))
-        actions = {k: d.sample(self.noise) if explore else d.mode() for k, d in dists.items()}
+        if random:
+            actions = random_actions(self.world.actions, tokens.shape[0], tokens)
+        else:
+            actions = {k: d.sample(self.noise) if explore else d.mode() for k, d in dists.items()}
         encoded = encode_action(actions, self.world.actions)
         return actions, ActState(carry.deter, index.to(torch.int16), encoded)
 

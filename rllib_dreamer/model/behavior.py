@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 import torch
@@ -11,12 +12,13 @@ from torch import Tensor, nn
 
 from rllib_dreamer.model import nets, ops
 from rllib_dreamer.model.codec import module_name
-from rllib_dreamer.model.distributions import BoundedNormal, Categorical, Noise
+from rllib_dreamer.model.distributions import BoundedNormal, Categorical, Noise, TanhNormal
+from rllib_dreamer.model.fuse import fusing
 from rllib_dreamer.model.rssm import State
 from rllib_dreamer.model.sizes import ActionSpec, LossConfig, ModelConfig
 from rllib_dreamer.model.world_model import TwoHotHead, WorldModel, encode_action
 
-ActionDist = BoundedNormal | Categorical
+ActionDist = BoundedNormal | TanhNormal | Categorical
 
 
 class Actor(nn.Module):
@@ -26,18 +28,20 @@ class Actor(nn.Module):
         super().__init__()
         self.config = config
         self.specs = dict(sorted(specs.items()))
-        self.mlp = nets.MLP(config.feat, config.units, config.actor_layers)
+        units = config.actor_units or config.units
+        self.mlp = nets.MLP(config.feat, units, config.actor_layers, config.norm)
         self.heads = nn.ModuleDict()
         for key, spec in self.specs.items():
             outputs = ["logits"] if spec.kind == "discrete" else ["mean", "std"]
             self.heads[module_name(key)] = nn.ModuleDict(
-                {name: nets.Linear(config.units, spec.width, outscale=0.01) for name in outputs}
+                {name: nets.Linear(units, spec.width, outscale=0.01) for name in outputs}
             )
         self.valid = {k: _valid(spec) for k, spec in self.specs.items() if spec.limits}
 
     def forward(self, feat: Tensor) -> dict[str, ActionDist]:
         """(..., F) -> a distribution for each action leaf."""
         x = self.mlp(feat)
+        normal = TanhNormal if self.config.actor_dist == "tanh_normal" else BoundedNormal
         dists: dict[str, ActionDist] = {}
         for key, spec in self.specs.items():
             head = self.heads[module_name(key)]
@@ -47,7 +51,7 @@ class Actor(nn.Module):
                 valid = self.valid[key].to(x.device) if spec.limits else None
                 dists[key] = Categorical(logits, self.config.actor_unimix, valid)
             else:
-                dists[key] = BoundedNormal(
+                dists[key] = normal(
                     head["mean"](x), head["std"](x), self.config.min_std, self.config.max_std
                 )
         return dists
@@ -94,6 +98,19 @@ class ReturnNormalizer(nn.Module):
         return (self.high - self.low).clamp(min=self.limit)
 
 
+@contextlib.contextmanager
+def constant(*modules: nn.Module) -> Iterator[None]:
+    """Within this context parameters of the modules are constants: no gradient is to reach them."""
+    params = [p for module in modules for p in module.parameters() if p.requires_grad]
+    for p in params:
+        p.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for p in params:
+            p.requires_grad_(True)
+
+
 class BehaviorOutput(NamedTuple):
     """losses: actor (N, H), critic (N, H), repval (B, T - 1). metrics: scalars."""
 
@@ -106,15 +123,24 @@ class Behavior(nn.Module):
 
     `gather` collects returns from every learner before their percentiles are taken; whoever runs
     several learners sets it.
+
+    Raises:
+        ValueError: If `actor_grad` is "dynamics" and an action is discrete.
     """
 
     def __init__(
         self, actions: Mapping[str, ActionSpec], config: ModelConfig, loss: LossConfig
     ) -> None:
         super().__init__()
+        discrete = sorted(key for key, spec in actions.items() if spec.kind == "discrete")
+        if loss.actor_grad == "dynamics" and discrete:
+            raise ValueError(
+                f"actor_grad='dynamics' needs continuous actions, but {discrete} are discrete and "
+                "have no gradient: use actor_grad='reinforce'."
+            )
         self.loss = loss
         self.actor = Actor(actions, config)
-        self.critic = TwoHotHead(config.feat, config.critic_layers, config)
+        self.critic = TwoHotHead(config.feat, config.critic_layers, config, config.critic_units)
         self.slow_critic = copy.deepcopy(self.critic).requires_grad_(False)
         self.normalizer = ReturnNormalizer(loss)
         self.gather: ops.Gather = lambda returns: returns
@@ -136,6 +162,37 @@ class Behavior(nn.Module):
                 step(feat[:, i], encoded, None if uniform is None else uniform[i], feat[:, i + 1])
         return Trajectory(feat, {k: torch.stack([a[k] for a in actions], 1) for k in actions[0]})
 
+    def imagine_through(
+        self, world: WorldModel, start: State, noise: Noise
+    ) -> tuple[Trajectory, Tensor]:
+        """Does `imagine` and gives the returns (N, H) with gradients to the actor through dynamics.
+
+        Gradients run from rewards, discounts and values along the trajectory to every action, and
+        from there into the actor, which reads features without gradient. World model and critic
+        are constants. Native kernels have no such backward and are not used.
+        """
+        horizon, (n, stoch) = self.loss.horizon, start.stoch.shape[:2]
+        uniform = noise.uniform((horizon, n, stoch), start.deter.device)
+        state, feats, actions = start, [world.feat(start)], []
+        with constant(world, self.critic), fusing(False):
+            for i in range(horizon + 1):
+                dists = self.actor(feats[-1].detach())
+                actions.append({key: dist.sample(noise) for key, dist in dists.items()})
+                if i < horizon:
+                    encoded = encode_action(actions[-1], self.actor.specs)
+                    draw = None if uniform is None else uniform[i]
+                    state = world.rssm.imagine_step(state, encoded, draw)
+                    feats.append(world.feat(state))
+            feat = torch.stack(feats, 1)  # (N, H + 1, F)
+            returns = ops.lambda_return(
+                world.reward(feat).mode(),
+                world.cont(feat).prob(),
+                self.critic(feat).mode(),
+                self.loss.lam,
+            )  # (N, H)
+        leaves = {k: torch.stack([a[k].detach() for a in actions], 1) for k in actions[0]}
+        return Trajectory(feat.detach(), leaves), returns
+
     def forward(
         self,
         world: WorldModel,
@@ -153,7 +210,11 @@ class Behavior(nn.Module):
             batch: The replay batch.
             noise: Source of randomness.
         """
-        trajectory = self.imagine(world, State(*(x.detach() for x in start)), noise)
+        start, through = State(*(x.detach() for x in start)), None
+        if self.loss.actor_grad == "dynamics":
+            trajectory, through = self.imagine_through(world, start, noise)
+        else:
+            trajectory = self.imagine(world, start, noise)
         with torch.no_grad():
             reward = world.reward(trajectory.feat).mode()  # (N, H + 1)
             cont = world.cont(trajectory.feat).prob()  # (N, H + 1)
@@ -163,8 +224,8 @@ class Behavior(nn.Module):
         returns = ops.lambda_return(reward, cont, value, self.loss.lam)  # (N, H)
         scale = self.normalizer.update(self.gather(returns))
         weight = cont.cumprod(1)[:, :-1]  # (N, H)
-        advantage = (returns - value[:, :-1]) / scale
-        actor_loss, metrics = self._actor_loss(trajectory, advantage, weight)
+        advantage = ((returns if through is None else through) - value[:, :-1]) / scale
+        actor_loss, metrics = self._actor_loss(trajectory, advantage, weight, noise)
         critic_loss = value_dist.loss(pad_last(returns)) + (
             self.loss.slow_regularization * value_dist.loss(slow_value)
         )
@@ -189,14 +250,19 @@ class Behavior(nn.Module):
         return BehaviorOutput(losses, {key: x.detach() for key, x in metrics.items()})
 
     def _actor_loss(
-        self, trajectory: Trajectory, advantage: Tensor, weight: Tensor
+        self, trajectory: Trajectory, advantage: Tensor, weight: Tensor, noise: Noise
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """REINFORCE with an entropy bonus (paper eq. 6), (N, H), for every kind of action."""
+        """REINFORCE with an entropy bonus (paper eq. 6), (N, H), for every kind of action.
+
+        With `actor_grad="dynamics"` the advantage brings its own gradient.
+        """
         dists = self.actor(trajectory.feat)  # the last state too: cheaper than to copy the others
-        log_probs = [dist.log_prob(trajectory.actions[key]) for key, dist in dists.items()]
-        entropies = [dist.entropy() for dist in dists.values()]
-        log_prob, entropy = sum(log_probs)[:, :-1], sum(entropies)[:, :-1]
-        loss = -weight * (log_prob * advantage + self.loss.entropy_scale * entropy)
+        gain = advantage
+        if self.loss.actor_grad == "reinforce":
+            log_probs = [dist.log_prob(trajectory.actions[key]) for key, dist in dists.items()]
+            gain = sum(log_probs)[:, :-1] * advantage
+        entropy = sum(dist.entropy(noise) for dist in dists.values())[:, :-1]
+        loss = -weight * (gain + self.loss.entropy_scale * entropy)
         ceiling = sum(dist.max_entropy() for dist in dists.values())
         metrics = {"actor_entropy": entropy.mean(), "actor_randomness": entropy.mean() / ceiling}
         return loss, metrics

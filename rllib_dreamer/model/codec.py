@@ -54,37 +54,42 @@ def vector_features(obs: Mapping[str, Tensor], specs: ObsSpecs, symlog: bool) ->
     return ops.concat(parts)
 
 
-def _stages(convs: nn.ModuleList, norms: nn.ModuleList) -> Iterator[tuple[nets.Conv, nets.RMSNorm]]:
+def _stages(convs: nn.ModuleList, norms: nn.ModuleList) -> Iterator[tuple[nets.Conv, nets.Norm]]:
     """The convolutions with the norm that follows each."""
-    return cast("Iterator[tuple[nets.Conv, nets.RMSNorm]]", zip(convs, norms, strict=True))
+    return cast("Iterator[tuple[nets.Conv, nets.Norm]]", zip(convs, norms, strict=True))
 
 
 class ImageEncoder(nn.Module):
     """Stages of 5x5 conv -> 2x2 max pool -> RMS norm over channels -> SiLU.
 
-    (official `enc.simple`.)
+    (official `enc.simple`.) With `downsample="stride"` the convolutions have stride 2 instead.
     """
 
     def __init__(self, channels: int, config: ModelConfig) -> None:
         super().__init__()
         depths = [config.depth * mult for mult in config.mults]
         widths = [channels, *depths]
+        self.strided = config.downsample == "stride"
         self.convs = nn.ModuleList(
-            nets.Conv(a, b, config.kernel) for a, b in zip(widths[:-1], depths, strict=True)
+            nets.Conv(a, b, config.kernel, stride=2 if self.strided else 1)
+            for a, b in zip(widths[:-1], depths, strict=True)
         )
-        self.norms = nn.ModuleList(nets.RMSNorm(d) for d in depths)
+        self.norms = nn.ModuleList(nets.make_norm(d, config.norm) for d in depths)
 
     def forward(self, frames: Tensor) -> Tensor:
         """uint8 (n, h, w, C) -> (n, features), flattened as (h, w, C)."""
         x = ops.normalize_frames(frames, torch.float32)
         for conv, norm in _stages(self.convs, self.norms):
             x = conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)  # (n, h, w, C'), channels-last
-            x = ops.pool_norm_silu(x, norm.scale)  # (n, h / 2, w / 2, C')
+            x = norm.silu(x) if self.strided else norm.pool_silu(x)  # (n, h / 2, w / 2, C')
         return x.flatten(1)  # (n, h' * w' * C')
 
 
 class Encoder(nn.Module):
-    """tokens = (MLP of the vector features, conv features of the stacked images)."""
+    """tokens = (MLP of the vector features, conv features of the stacked images).
+
+    With `config.embed` a linear layer brings the conv features to that width.
+    """
 
     def __init__(self, specs: ObsSpecs, config: ModelConfig) -> None:
         super().__init__()
@@ -93,14 +98,17 @@ class Encoder(nn.Module):
         self.embed = 0
         if self.vectors:
             width = sum(_width(spec) for spec in self.vectors.values())
-            self.vector = nets.MLP(width, config.units, config.encoder_layers)
+            self.vector = nets.MLP(width, config.units, config.encoder_layers, config.norm)
             self.embed += config.units
         if self.images:
             h, w, _ = next(iter(self.images.values())).shape
             channels = sum(spec.shape[2] for spec in self.images.values())
             self.image = ImageEncoder(channels, config)
             shrink = 2 ** len(config.mults)
-            self.embed += (h // shrink) * (w // shrink) * config.depth * config.mults[-1]
+            features = (h // shrink) * (w // shrink) * config.depth * config.mults[-1]
+            width = config.embed or features
+            self.image_out = nets.Linear(features, width) if config.embed else nn.Identity()
+            self.embed += width
 
     def forward(self, obs: Mapping[str, Tensor]) -> Tensor:
         """Observation leaves with one batch axis (n, ...) -> tokens (n, E)."""
@@ -108,14 +116,15 @@ class Encoder(nn.Module):
         if self.vectors:
             parts.append(self.vector(vector_features(obs, self.vectors, self.symlog)))
         if self.images:
-            parts.append(self.image(ops.concat([obs[key] for key in self.images])))
+            parts.append(self.image_out(self.image(ops.concat([obs[key] for key in self.images]))))
         return ops.concat([part.float() for part in parts])
 
 
 class ImageDecoder(nn.Module):
     """Latents -> a 4x4 map -> stages of upsample x2, 5x5 conv, RMS norm, SiLU -> pixels in (0, 1).
 
-    (official `dec.simple` with `bspace` groups.)
+    (official `dec.simple` with `bspace` groups.) The same for either kind of `downsample`:
+    upsampling leaves no checkerboard, as transposed convolutions do.
     """
 
     def __init__(self, shape: tuple[int, int, int], config: ModelConfig) -> None:
@@ -127,14 +136,14 @@ class ImageDecoder(nn.Module):
         self.start = (h // shrink, w // shrink, depths[-1])
         size = self.start[0] * self.start[1] * self.start[2]
         self.deter_in = nets.BlockLinear(config.deter, size, self.blocks)
-        self.stoch_in = nets.Layer(config.stoch * config.classes, 2 * config.units)
+        self.stoch_in = nets.Layer(config.stoch * config.classes, 2 * config.units, config.norm)
         self.stoch_out = nets.Linear(2 * config.units, size)
-        self.norm = nets.RMSNorm(depths[-1])
+        self.norm = nets.make_norm(depths[-1], config.norm)
         widths = depths[::-1]
         self.convs = nn.ModuleList(
             nets.Conv(a, b, config.kernel) for a, b in itertools.pairwise(widths)
         )
-        self.norms = nn.ModuleList(nets.RMSNorm(d) for d in widths[1:])
+        self.norms = nn.ModuleList(nets.make_norm(d, config.norm) for d in widths[1:])
         self.out = nets.Conv(widths[-1], channels, config.kernel)
 
     def forward(self, deter: Tensor, stoch: Tensor) -> Tensor:
@@ -143,10 +152,10 @@ class ImageDecoder(nn.Module):
         x0 = self.deter_in(deter).reshape(n, self.blocks, h, w, -1)  # (n, G, h, w, c / G)
         x0 = x0.permute(0, 2, 3, 1, 4).reshape(n, h, w, c)  # each group owns a slice of channels
         x1 = self.stoch_out(self.stoch_in(stoch)).reshape(n, h, w, c)
-        x = ops.norm_silu(x0 + x1, self.norm.scale)  # (n, h, w, c)
+        x = self.norm.silu(x0 + x1)  # (n, h, w, c)
         for conv, norm in _stages(self.convs, self.norms):
             x = ops.upsample_conv(x.permute(0, 3, 1, 2), conv.weight, conv.bias)
-            x = ops.phase_norm_silu(x, norm.scale)  # (n, 2h, 2w, c')
+            x = norm.phase_silu(x)  # (n, 2h, 2w, c')
         return ops.upsample_conv(x.permute(0, 3, 1, 2), self.out.weight, self.out.bias)
 
 
@@ -155,7 +164,7 @@ class VectorDecoder(nn.Module):
 
     def __init__(self, specs: ObsSpecs, config: ModelConfig) -> None:
         super().__init__()
-        self.mlp = nets.MLP(config.feat, config.units, config.decoder_layers)
+        self.mlp = nets.MLP(config.feat, config.units, config.decoder_layers, config.norm)
         self.heads = nn.ModuleDict(
             {module_name(k): nets.Linear(config.units, _width(spec)) for k, spec in specs.items()}
         )

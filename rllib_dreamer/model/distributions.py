@@ -152,8 +152,8 @@ class Categorical:
         """(...), summed over the components."""
         return self.log_probs.gather(-1, event.long().unsqueeze(-1)).squeeze(-1).sum(-1)
 
-    def entropy(self) -> Tensor:
-        """(...), summed over the components."""
+    def entropy(self, noise: Noise | None = None) -> Tensor:
+        """(...), summed over the components; exact, without noise."""
         return -(self.log_probs.exp() * self.log_probs).sum((-2, -1))
 
     def max_entropy(self) -> float:
@@ -181,7 +181,7 @@ class BoundedNormal:
         self, raw_mean: Tensor, raw_std: Tensor, min_std: float = 0.1, max_std: float = 1.0
     ) -> None:
         self.mean = torch.tanh(raw_mean.float())
-        self.std = (max_std - min_std) * torch.sigmoid(raw_std.float() + 2.0) + min_std
+        self.std = _bounded_std(raw_std, min_std, max_std)
         self.bounds = (min_std, max_std)
 
     def mode(self) -> Tensor:
@@ -194,14 +194,75 @@ class BoundedNormal:
 
     def log_prob(self, event: Tensor) -> Tensor:
         """(...), summed over the components."""
-        z = (event.float() - self.mean) / self.std
-        return (-0.5 * z.square() - torch.log(self.std) - 0.5 * math.log(2 * math.pi)).sum(-1)
+        return _normal_log_prob(event.float(), self.mean, self.std).sum(-1)
 
-    def entropy(self) -> Tensor:
-        """(...), summed over the components."""
+    def entropy(self, noise: Noise | None = None) -> Tensor:
+        """(...), summed over the components; exact, without noise."""
         return (0.5 * torch.log(2 * math.pi * self.std.square()) + 0.5).sum(-1)
 
     def max_entropy(self) -> float:
         """Entropy at the largest scale, for the ratio that metrics report."""
         per_component = 0.5 * math.log(2 * math.pi * self.bounds[1] ** 2) + 0.5
         return float(self.mean.shape[-1]) * per_component
+
+
+class TanhNormal:
+    """Normal squashed by tanh: a = tanh(u), u ~ Normal(mean, std), with the scale of BoundedNormal.
+
+    log p(a) = log Normal(u) - log(1 - tanh(u)^2)  (Haarnoja et al. 2018, appendix C).
+
+    Args:
+        mean: (..., n) before the tanh.
+        raw_std: (..., n).
+        min_std: Lower bound of the scale.
+        max_std: Upper bound of the scale.
+    """
+
+    def __init__(
+        self, mean: Tensor, raw_std: Tensor, min_std: float = 0.1, max_std: float = 1.0
+    ) -> None:
+        self.mean = mean.float()
+        self.std = _bounded_std(raw_std, min_std, max_std)
+
+    def mode(self) -> Tensor:
+        """The tanh of the mean (..., n)."""
+        return torch.tanh(self.mean)
+
+    def _draw(self, noise: Noise) -> Tensor:
+        return self.mean + self.std * noise.normal(tuple(self.mean.shape), self.mean.device)
+
+    def sample(self, noise: Noise) -> Tensor:
+        """(..., n) in [-1, 1], differentiable with respect to mean and std."""
+        return torch.tanh(self._draw(noise))
+
+    def log_prob(self, event: Tensor) -> Tensor:
+        """(...), summed over the components; events at +-1 count as 1e-6 inside."""
+        return self._log_prob_before_tanh(torch.atanh(event.float().clamp(-_EDGE, _EDGE)))
+
+    def _log_prob_before_tanh(self, x: Tensor) -> Tensor:
+        log_slope = 2.0 * (math.log(2.0) - x - F.softplus(-2.0 * x))  # log(1 - tanh(x)^2)
+        return (_normal_log_prob(x, self.mean, self.std) - log_slope).sum(-1)
+
+    def entropy(self, noise: Noise | None = None) -> Tensor:
+        """(...), summed over the components: -log p of one differentiable sample.
+
+        There is no closed form; the estimate and its gradient are unbiased.
+        """
+        return -self._log_prob_before_tanh(self._draw(noise or RandomNoise()))
+
+    def max_entropy(self) -> float:
+        """Entropy of the uniform distribution on [-1, 1]."""
+        return float(self.mean.shape[-1]) * math.log(2.0)
+
+
+_EDGE = 1.0 - 1e-6
+
+
+def _bounded_std(raw: Tensor, low: float, high: float) -> Tensor:
+    return (high - low) * torch.sigmoid(raw.float() + 2.0) + low
+
+
+def _normal_log_prob(x: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """Elementwise."""
+    z = (x - mean) / std
+    return -0.5 * z.square() - torch.log(std) - 0.5 * math.log(2 * math.pi)

@@ -6,6 +6,7 @@ import itertools
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rllib_dreamer.model import ops
@@ -72,38 +73,86 @@ class RMSNorm(nn.Module):
         """(..., features) -> the same."""
         return ops.rms_norm(x, self.scale)
 
+    def silu(self, x: Tensor) -> Tensor:
+        """SiLU of the norm, (..., features) -> the same."""
+        return ops.norm_silu(x, self.scale)
+
+    def pool_silu(self, x: Tensor) -> Tensor:
+        """2x2 max pool, norm, SiLU: (n, h, w, C) -> (n, h / 2, w / 2, C)."""
+        return ops.pool_norm_silu(x, self.scale)
+
+    def phase_silu(self, x: Tensor) -> Tensor:
+        """Phases of `ops.upsample_conv`, norm, SiLU: (n, h, w, 4 * C) -> (n, 2h, 2w, C)."""
+        return ops.phase_norm_silu(x, self.scale)
+
+
+class LayerNorm(nn.Module):
+    """Layer norm over the last axis with a learned scale and shift, in float32; eps 1e-3.
+
+    (the norm of the first DreamerV3.) It has the forms of `RMSNorm`, none of them fused.
+    """
+
+    def __init__(self, features: int) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(features))
+        self.shift = nn.Parameter(torch.zeros(features))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., features) -> the same."""
+        normed = F.layer_norm(x.float(), x.shape[-1:], self.scale, self.shift, 1e-3)
+        return normed.to(x.dtype)
+
+    def silu(self, x: Tensor) -> Tensor:
+        """As `RMSNorm.silu`."""
+        return F.silu(self(x))
+
+    def pool_silu(self, x: Tensor) -> Tensor:
+        """As `RMSNorm.pool_silu`."""
+        return self.silu(F.max_pool2d(x.permute(0, 3, 1, 2), 2).permute(0, 2, 3, 1))
+
+    def phase_silu(self, x: Tensor) -> Tensor:
+        """As `RMSNorm.phase_silu`."""
+        return self.silu(ops.place_phases(x))
+
+
+Norm = RMSNorm | LayerNorm
+
+
+def make_norm(features: int, norm: str) -> Norm:
+    """The norm of this name, "rms" or "layer"."""
+    return LayerNorm(features) if norm == "layer" else RMSNorm(features)
+
 
 class Layer(nn.Module):
     """Linear (with bias) -> norm -> SiLU."""
 
-    def __init__(self, in_features: int, out_features: int) -> None:
+    def __init__(self, in_features: int, out_features: int, norm: str = "rms") -> None:
         super().__init__()
         self.linear = Linear(in_features, out_features)
-        self.norm = RMSNorm(out_features)
+        self.norm = make_norm(out_features, norm)
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) -> (..., out)."""
-        return ops.norm_silu(self.linear(x), self.norm.scale)
+        return self.norm.silu(self.linear(x))
 
 
 class MLP(nn.Sequential):
     """`layers` layers of `units`."""
 
-    def __init__(self, in_features: int, units: int, layers: int) -> None:
+    def __init__(self, in_features: int, units: int, layers: int, norm: str = "rms") -> None:
         widths = [in_features] + [units] * layers
-        super().__init__(*(Layer(a, b) for a, b in itertools.pairwise(widths)))
+        super().__init__(*(Layer(a, b, norm) for a, b in itertools.pairwise(widths)))
 
 
 class Conv(nn.Conv2d):
-    """Stride-1 SAME convolution with the official initialisation."""
+    """SAME convolution of stride 1 or 2 with the official initialisation."""
 
     bias: Tensor
 
-    def __init__(self, in_channels: int, out_channels: int, kernel: int, outscale: float = 1.0):
-        self.outscale = outscale
-        super().__init__(in_channels, out_channels, kernel, padding=kernel // 2)
+    def __init__(self, in_channels: int, out_channels: int, kernel: int, stride: int = 1) -> None:
+        super().__init__(in_channels, out_channels, kernel, stride, padding=kernel // 2)
 
     def reset_parameters(self) -> None:
         """Draws the kernel, zeroes the bias."""
-        init_(self.weight, self.weight[0].numel(), self.outscale)
+        init_(self.weight, self.weight[0].numel())
         nn.init.zeros_(self.bias)

@@ -1,4 +1,4 @@
-"""LaProp with adaptive gradient clipping and linear warm-up (official `opt` config)."""
+"""LaProp with adaptive gradient clipping and linear warm-up (official `opt` config), and Adam."""
 
 from __future__ import annotations
 
@@ -139,6 +139,41 @@ def clip_ratios(grads: list[Tensor], params: list[Tensor], agc: float) -> list[T
     ratios = torch._foreach_div(torch._foreach_norm(grads), limits)
     torch._foreach_clamp_min_(ratios, 1.0)
     return list(ratios)
+
+
+class Adam(torch.optim.Adam):
+    """PyTorch's Adam with the linear warm-up of `LaProp` and its `update_norm`.
+
+    Args:
+        params: Parameters or groups.
+        lr: Learning rate.
+        warmup: Number of warm-up steps; with 0 it is exactly PyTorch's.
+    """
+
+    def __init__(self, params: Iterable[Any], lr: float = 1e-4, *, warmup: int = 0) -> None:
+        super().__init__(params, lr=lr)
+        self._change = torch.zeros(())
+        for group in self.param_groups:
+            group |= {"warmup": warmup, "count": 0}
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        """Updates every parameter that has a gradient."""
+        params = [p for group in self.param_groups for p in group["params"]]
+        before = [p.clone() for p in params]
+        rates = [group["lr"] for group in self.param_groups]
+        for group in self.param_groups:
+            warmup = group["warmup"]
+            group["lr"] *= min(1.0, group["count"] / warmup) if warmup else 1.0
+            group["count"] += 1
+        super().step(closure)
+        for group, rate in zip(self.param_groups, rates, strict=True):
+            group["lr"] = rate
+        self._change = torch.nn.utils.get_total_norm(torch._foreach_sub(params, before))
+
+    def update_norm(self) -> Tensor:
+        """L2 norm of the latest change of all parameters."""
+        return self._change
 
 
 def clip_by_parameter_norm(grads: list[Tensor], params: list[Tensor], agc: float) -> list[Tensor]:

@@ -39,6 +39,13 @@ class Posterior(NamedTuple):
     logits: Tensor
 
 
+def gated(deter: Tensor, reset: Tensor, cand: Tensor, update: Tensor) -> Tensor:
+    """The next deter u * tanh(sigmoid(reset) * cand) + (1 - u) * deter, u = sigmoid(update - 1)."""
+    update = torch.sigmoid(update - 1.0)
+    cand = torch.tanh(torch.sigmoid(reset) * cand)
+    return update * cand + (1.0 - update) * deter
+
+
 class RSSM(nn.Module):
     """The sequence model with its prior and its posterior.
 
@@ -51,18 +58,25 @@ class RSSM(nn.Module):
     def __init__(self, embed: int, action: int, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
+        self._build_cell(action)
         deter, hidden, flat = config.deter, config.hidden, config.stoch * config.classes
-        self.deter_in = nets.Layer(deter, hidden)
-        self.stoch_in = nets.Layer(flat, hidden)
-        self.action_in = nets.Layer(action, hidden)
-        blocks = config.blocks
-        self.cell_in = nets.BlockLinear(deter + 3 * hidden * blocks, deter, blocks)
-        self.cell_norm = nets.RMSNorm(deter)
-        self.gates = nets.BlockLinear(deter, 3 * deter, blocks)
-        self.prior = nets.MLP(deter, hidden, config.prior_layers)
+        self.prior = nets.MLP(deter, hidden, config.prior_layers, config.norm)
         self.prior_out = nets.Linear(hidden, flat)
-        self.posterior = nets.MLP(deter + embed, hidden, config.posterior_layers)
+        self.posterior = nets.MLP(deter + embed, hidden, config.posterior_layers, config.norm)
         self.posterior_out = nets.Linear(hidden, flat)
+
+    def _build_cell(self, action: int) -> None:
+        c = self.config
+        self.deter_in = nets.Layer(c.deter, c.hidden, c.norm)
+        self.stoch_in = nets.Layer(c.stoch * c.classes, c.hidden, c.norm)
+        self.action_in = nets.Layer(action, c.hidden, c.norm)
+        self.cell_in = nets.BlockLinear(c.deter + 3 * c.hidden * c.blocks, c.deter, c.blocks)
+        self.cell_norm = nets.make_norm(c.deter, c.norm)
+        self.gates = nets.BlockLinear(c.deter, 3 * c.deter, c.blocks)
+
+    def _native(self, x: Tensor) -> bool:
+        """Whether the native kernels, which know the block GRU with RMS norm, are to be used."""
+        return self.config.norm == "rms" and native(x)
 
     def initial(self, n: int, device: torch.device | str = "cpu") -> State:
         """The all-zero state (n, D), (n, S, K)."""
@@ -84,12 +98,10 @@ class RSSM(nn.Module):
         x = torch.cat([part.float() for part in inputs], -1)  # (n, 3U)
         x = x.unsqueeze(1).expand(-1, blocks, -1)  # (n, G, 3U), the same for every block
         x = torch.cat([deter.reshape(n, blocks, -1), x], -1).flatten(1)  # (n, D + G * 3U)
-        x = ops.norm_silu(self.cell_in(x), self.cell_norm.scale)  # (n, D)
+        x = self.cell_norm.silu(self.cell_in(x))  # (n, D)
         gates = self.gates(x).float().reshape(n, blocks, 3, -1)  # (n, G, 3, D / G)
         reset, cand, update = (g.flatten(1) for g in gates.unbind(2))  # (n, D) each
-        update = torch.sigmoid(update - 1.0)
-        cand = torch.tanh(torch.sigmoid(reset) * cand)
-        return update * cand + (1.0 - update) * deter
+        return gated(deter, reset, cand, update)
 
     def prior_logits(self, deter: Tensor) -> Tensor:
         """(..., D) -> (..., S, K), before the uniform mix."""
@@ -144,7 +156,7 @@ class RSSM(nn.Module):
         rows, steps = is_first.shape
         keep = 1.0 - is_first.float().unsqueeze(-1)  # (B, T, 1)
         uniform = noise.uniform((steps, rows, self.config.stoch), tokens.device)
-        if native(tokens) and len(self.posterior) == 1:
+        if self._native(tokens) and len(self.posterior) == 1:
             with torch.autocast("cpu", enabled=False):
                 return self._observe_native(state, action, tokens, keep, uniform)
         embedded = self.embed_action(action * keep)  # (B, T, U)
@@ -202,7 +214,7 @@ class RSSM(nn.Module):
     def transition(self, n: int) -> Transition:
         """A function that does `imagine_step` for n rows, from features to features."""
         deter = self.config.deter
-        if native(self.deter_in.linear.weight):
+        if self._native(self.prior_out.weight):
             return self._transition_native(n)
 
         def step(feat: Tensor, action: Tensor, uniform: Tensor | None, out: Tensor) -> None:
@@ -227,3 +239,29 @@ class RSSM(nn.Module):
             kernels_rssm.sample_into(logits, uniform, out[:, deter:], index, options)
 
         return step
+
+
+class DenseRSSM(RSSM):
+    """`cell="gru"`: the same with the LayerNorm GRU of the first DreamerV3 (arXiv v1, appendix).
+
+    (reset, cand, update) = LayerNorm(W [Layer([stoch, action]), deter] + b)
+    """
+
+    def _build_cell(self, action: int) -> None:
+        c = self.config
+        self.inputs = nets.Layer(c.stoch * c.classes + action, c.hidden, c.norm)
+        self.dense_gates = nets.Linear(c.hidden + c.deter, 3 * c.deter)
+        self.gates_norm = nets.LayerNorm(3 * c.deter)
+
+    def _native(self, x: Tensor) -> bool:
+        return False
+
+    def embed_action(self, action: Tensor) -> Tensor:
+        """Encoded action (n, A), scaled into [-1, 1] elementwise."""
+        return action / action.detach().abs().clamp(min=1.0)
+
+    def cell(self, state: State, action: Tensor) -> Tensor:
+        """One step of the GRU: (deter, stoch) and scaled action (n, A) -> deter (n, D)."""
+        x = self.inputs(torch.cat([state.stoch.flatten(1), action], -1))  # (n, U)
+        gates = self.dense_gates(torch.cat([x.float(), state.deter], -1))  # (n, 3D)
+        return gated(state.deter, *self.gates_norm(gates).float().chunk(3, -1))

@@ -65,9 +65,36 @@ class ActionSpec:
         return self.size * max(1, self.classes)
 
 
+CHOICES = {
+    "cell": ("block_gru", "gru"),
+    "norm": ("rms", "layer"),
+    "downsample": ("pool", "stride"),
+    "actor_dist": ("bounded_normal", "tanh_normal"),
+    "actor_grad": ("reinforce", "dynamics"),
+}
+"""What the named variants of `ModelConfig` and `LossConfig` may be; the first is the default."""
+
+_COUNTS = ("embed", "reward_units", "cont_units", "actor_units", "critic_units")
+
+
+def _check_choices(config: Any) -> None:
+    """Raises ValueError if a field holds none of its choices."""
+    for name, allowed in CHOICES.items():
+        given = getattr(config, name, allowed[0])
+        if given not in allowed:
+            raise ValueError(f"{name}={given!r} is not known: choose one of {', '.join(allowed)}.")
+
+
 @dataclass(frozen=True)
 class ModelConfig:
-    """Architecture of the world model, the actor and the critic (official `agent` config)."""
+    """Architecture of the world model, the actor and the critic (official `agent` config).
+
+    The fields from `cell` on are off by default: with them the same classes make the classic
+    DreamerV3 of `tuned_examples/walker_classic.py`.
+
+    Raises:
+        ValueError: If one of those fields has a value that does not exist.
+    """
 
     deter: int
     hidden: int
@@ -93,6 +120,24 @@ class ModelConfig:
     max_std: float = 1.0
     symlog_obs: bool = True
     decoder_blocks: int = 0  # groups of the image decoder's first layer; 0: as `blocks`
+    cell: str = "block_gru"  # "gru": one dense layer of (stoch, action), then a LayerNorm GRU
+    norm: str = "rms"  # "layer": layer norm, with a shift
+    downsample: str = "pool"  # "stride": the encoder's convolutions have stride 2
+    embed: int = 0  # width of a linear layer after the encoder's convolutions; 0: no such layer
+    actor_dist: str = "bounded_normal"  # "tanh_normal": squashed by tanh
+    reward_units: int = 0  # of each head; 0: `units`
+    cont_units: int = 0
+    actor_units: int = 0
+    critic_units: int = 0
+
+    def __post_init__(self) -> None:
+        """Checks the named variants."""
+        _check_choices(self)
+        for name in _COUNTS:
+            if getattr(self, name) < 0:
+                raise ValueError(
+                    f"{name}={getattr(self, name)} must be a width >= 1, or 0 for the default."
+                )
 
     @property
     def feat(self) -> int:
@@ -102,7 +147,11 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class LossConfig:
-    """Constants of the losses (official `agent` config, paper table 4)."""
+    """Constants of the losses (official `agent` config, paper table 4).
+
+    Raises:
+        ValueError: If `actor_grad` is none of `CHOICES`.
+    """
 
     horizon: int = 15
     discount_horizon: float = 333.0
@@ -126,6 +175,11 @@ class LossConfig:
             "repval": 0.3,
         }
     )
+    actor_grad: str = "reinforce"  # "dynamics": through the imagined trajectory
+
+    def __post_init__(self) -> None:
+        """Checks the named variants."""
+        _check_choices(self)
 
     @property
     def discount(self) -> float:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from rllib_dreamer.model import kernels, nets, ops
 from rllib_dreamer.model.distributions import Binary, Noise, TwoHot, two_hot
 from rllib_dreamer.model.fuse import native
-from rllib_dreamer.model.rssm import RSSM, Posterior, State
+from rllib_dreamer.model.rssm import RSSM, DenseRSSM, Posterior, State
 from rllib_dreamer.model.sizes import ActionSpec, LossConfig, ModelConfig
 
 
@@ -35,10 +35,11 @@ class NativeTwoHot(TwoHot):
 class TwoHotHead(nn.Module):
     """MLP that predicts a real number through two-hot logits; starts at exactly zero."""
 
-    def __init__(self, in_features: int, layers: int, config: ModelConfig) -> None:
+    def __init__(self, in_features: int, layers: int, config: ModelConfig, units: int = 0) -> None:
         super().__init__()
-        self.mlp = nets.MLP(in_features, config.units, layers)
-        self.out = nets.Linear(config.units, config.bins, outscale=0.0)
+        units = units or config.units
+        self.mlp = nets.MLP(in_features, units, layers, config.norm)
+        self.out = nets.Linear(units, config.bins, outscale=0.0)
         self.register_buffer("bins", ops.symexp_bins(config.bins), persistent=False)
         self.bins: Tensor
 
@@ -51,10 +52,11 @@ class TwoHotHead(nn.Module):
 class BinaryHead(nn.Module):
     """MLP that predicts the probability of going on."""
 
-    def __init__(self, in_features: int, layers: int, config: ModelConfig) -> None:
+    def __init__(self, in_features: int, layers: int, config: ModelConfig, units: int = 0) -> None:
         super().__init__()
-        self.mlp = nets.MLP(in_features, config.units, layers)
-        self.out = nets.Linear(config.units, 1)
+        units = units or config.units
+        self.mlp = nets.MLP(in_features, units, layers, config.norm)
+        self.out = nets.Linear(units, 1)
 
     def forward(self, feat: Tensor) -> Binary:
         """(..., F) -> distribution over (...)."""
@@ -91,6 +93,19 @@ def encode_action(actions: Mapping[str, Tensor], specs: Mapping[str, ActionSpec]
             x = ops.one_hot(x.long(), specs[key].classes).flatten(-2)
         parts.append(x.float())
     return ops.concat(parts)
+
+
+def random_actions(specs: Mapping[str, ActionSpec], n: int, like: Tensor) -> dict[str, Tensor]:
+    """Uniform action leaves (n, size) on the device of `like`: class indices, reals in [-1, 1]."""
+    actions = {}
+    for key, spec in specs.items():
+        x = torch.rand(n, spec.size, device=like.device)
+        if spec.kind == "discrete":
+            limits = spec.limits or (spec.classes,)
+            actions[key] = (x * torch.tensor(limits, device=like.device)).long()
+        else:
+            actions[key] = 2.0 * x - 1.0
+    return actions
 
 
 def kl_losses(
@@ -137,12 +152,13 @@ class WorldModel(nn.Module):
         self.config = config
         self.actions = dict(actions)
         self.encoder = encoder
-        self.rssm = RSSM(
+        rssm = DenseRSSM if config.cell == "gru" else RSSM
+        self.rssm = rssm(
             int(cast(int, encoder.embed)), sum(a.width for a in actions.values()), config
         )
         self.decoder: Any = decoder
-        self.reward = TwoHotHead(config.feat, config.reward_layers, config)
-        self.cont = BinaryHead(config.feat, config.cont_layers, config)
+        self.reward = TwoHotHead(config.feat, config.reward_layers, config, config.reward_units)
+        self.cont = BinaryHead(config.feat, config.cont_layers, config, config.cont_units)
 
     @staticmethod
     def feat(state: State) -> Tensor:
