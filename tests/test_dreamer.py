@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -346,9 +347,9 @@ def test_a_resumed_run_equals_an_unbroken_one(tmp_path: Path) -> None:
 
     So the run is broken where an episode has just ended, the environment does nothing at random,
     and acting takes no noise. All else, the learner's noise and the draws of the replay included,
-    must go on as if nothing had happened: 12 more updates give the same bits.
+    must go on as if nothing had happened: 12 more steps, with their updates, give the same bits.
     """
-    config = tiny_config(CountingEnv, length=10)
+    config = tiny_config(CountingEnv, length=10, training={"training_ratio": 20})
 
     def without_noise(algo: DreamerTorch) -> DreamerTorch:
         algo.env_runner.module.agent.noise = FixedNoise()
@@ -359,15 +360,16 @@ def test_a_resumed_run_equals_an_unbroken_one(tmp_path: Path) -> None:
             algo.train()
 
     with built(config.copy(copy_frozen=False)) as algo:
-        until(without_noise(algo), 60)
+        until(without_noise(algo), 70)
         assert algo._updates > 5
+        assert Fraction(algo._ratio.get_state()["accounted"]) == 69  # 1 step of 1.6 carried
         path = algo.save_to_path(tmp_path / "c")
-        until(algo, 72)
+        until(algo, 82)
         unbroken = snapshot(algo)
     with built(config.copy(copy_frozen=False).debugging(seed=77)) as algo:
         without_noise(algo).restore_from_path(path)
-        assert algo._agent_steps == 60
-        until(algo, 72)
+        assert algo._agent_steps == 70
+        until(algo, 82)
         resumed = snapshot(algo)
     for key in ("parameters", "steps", "moments", "counters", "rng"):
         assert_same(resumed[key], unbroken[key], key)
