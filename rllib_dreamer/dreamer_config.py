@@ -209,7 +209,9 @@ class DreamerConfig(AlgorithmConfig):
             replay_prefetch: Batches prepared ahead by a thread; 0 is repeatable across restarts.
             replay_buffer_config: Of RLlib's DreamerV3Config; only "capacity" is read.
             store_buffer_in_checkpoints: Whether checkpoints hold the replay.
-            broadcast_interval: Training steps between two updates of the EnvRunners' weights.
+            broadcast_interval: Training steps between two updates of the EnvRunners' weights, which
+                are those of encoder, RSSM and actor. Remote EnvRunners sample one round ahead of
+                the learners and use them from the round after on.
             **kwargs: Of `AlgorithmConfig.training`: `lr`, `gamma`, ....
 
         Raises:
