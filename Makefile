@@ -43,12 +43,8 @@ format: install  ## rewrite the code as ruff wants it
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
-bench: setup  ## every benchmark, figures as JSON in BENCH_DIR (ARGS=)
-	@mkdir -p $(BENCH_DIR)
-	@for file in benchmarks/[a-z]*.py; do \
-		name=$$(basename $$file .py); echo "== $$name"; \
-		$(BIN)/python $$file --json $(BENCH_DIR)/$$name.json $(ARGS) || exit 1; \
-	done
+bench: setup  ## a short set of every benchmark, one table in BENCH_DIR (ARGS=)
+	@exec $(BIN)/python benchmarks/all.py --quick --out $(BENCH_DIR) $(ARGS)
 
 clean:  ## remove caches and builds, keep .venv
 	@rm -rf build dist .mypy_cache .pytest_cache .ruff_cache

@@ -10,7 +10,6 @@ rows step several envs in parallel processes.
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Callable
@@ -20,8 +19,7 @@ from typing import Annotated, Any, NamedTuple
 import gymnasium as gym
 import numpy as np
 import typer
-from rich.console import Console
-from rich.table import Table
+from common import Figure, report
 
 from rllib_dreamer import envs
 from rllib_dreamer.envs import rendering
@@ -246,21 +244,21 @@ def run(comparison: Comparison, rounds: int, seconds: float, cores: int) -> list
     return rows
 
 
-def report(rows: list[dict[str, Any]]) -> Table:
-    """Returns the rows as a table."""
-    table = Table(title="Agent steps per second")
-    for column in ("env", "program", "steps/s", "ratio", "target"):
-        table.add_column(column, justify="left" if column in ("env", "program") else "right")
-    previous = None
-    for row in rows:
-        if previous not in (None, row["comparison"]):
-            table.add_section()
-        name = row["comparison"] if row["comparison"] != previous else ""
-        target = f">= {row['target']}" if row["target"] else ""
-        rate, ratio = f"{row['steps_per_s']:,.1f}", f"{row['ratio']:.2f}"
-        table.add_row(name, row["program"], rate, ratio, target)
-        previous = row["comparison"]
-    return table
+def figures(rows: list[dict[str, Any]]) -> list[Figure]:
+    """The rows beside the reference of their comparison."""
+    base = {row["comparison"]: row["steps_per_s"] for row in rows if row["reference"]}
+    return [
+        Figure(
+            f"{row['comparison']}: {row['program']}",
+            row["steps_per_s"],
+            "steps/s",
+            beside="" if row["reference"] else f"{base[row['comparison']]:.4g} steps/s",
+            ratio=None if row["reference"] else row["ratio"],
+            target_ratio=row["target"],
+            higher=True,
+        )
+        for row in rows
+    ]
 
 
 def main(
@@ -277,9 +275,7 @@ def main(
     for comparison in comparisons(cores):
         if only in comparison.name:
             rows += run(comparison, rounds, seconds, cores)
-    Console().print(report(rows))
-    if json_file is not None:
-        json_file.write_text(json.dumps(rows, indent=1))
+    report("agent steps per second", figures(rows), json_file)
 
 
 if __name__ == "__main__":

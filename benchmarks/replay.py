@@ -10,7 +10,6 @@ returns latents in a batch nor takes them back; its batches are 64 steps long, o
 from __future__ import annotations
 
 import copy
-import json
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,11 +18,10 @@ from typing import Annotated, Any, NamedTuple
 import numpy as np
 import psutil
 import typer
+from common import Figure, figure, report
 from gymnasium import spaces
 from ray.rllib.env.single_agent_episode import SingleAgentEpisode
 from ray.rllib.utils.replay_buffers.episode_replay_buffer import EpisodeReplayBuffer
-from rich.console import Console
-from rich.table import Table
 
 from rllib_dreamer.replay import Replay
 
@@ -31,16 +29,18 @@ OBS = spaces.Box(0, 255, (64, 64, 3), np.uint8)
 ACT = spaces.Box(-1, 1, (6,), np.float32)
 EPISODE_LENGTH = 500
 B, T, S = 16, 64, 32
-TARGETS = {"add 1": "<= 50 us", "add 64": "<= 50 us", "sample": "<= 6 ms", "bytes": "<= 17408"}
+TARGETS = {"add 1": 50.0, "add 64": 50.0, "sample": 6.0, "bytes": 17408.0}
 LABELS = {
-    "fill": "first filling, whole episodes (us a step)",
-    "add 1": "add, chunks of 1 step (us a step)",
-    "add 64": "add, chunks of 64 steps (us a step)",
-    "sample": f"sample {B}x{T + 1} (ms)",
-    "write back": f"write back latents {B}x{T} (ms)",
-    "refresh": f"refresh latents {B}x{T + 1} (ms)",
-    "bytes": "bytes a step",
+    "fill": "first filling, whole episodes",
+    "add 1": "add, chunks of 1 step",
+    "add 64": "add, chunks of 64 steps",
+    "sample": f"sample {B}x{T + 1}",
+    "write back": f"write back latents {B}x{T}",
+    "refresh": f"refresh latents {B}x{T + 1}",
+    "bytes": "memory",
 }
+UNITS = dict.fromkeys(LABELS, "us/step") | dict.fromkeys(("sample", "write back", "refresh"), "ms")
+UNITS["bytes"] = "bytes/step"
 
 
 class Source:
@@ -141,17 +141,19 @@ def measure(
     return results
 
 
-def show(results: dict[str, dict[str, list[float]]]) -> None:
-    """Prints the table."""
-    table = Table("what", "ours", "(best)", "RLlib", "ratio", "target", title="replay, medians")
+def figures(results: dict[str, dict[str, list[float]]]) -> list[Figure]:
+    """The rows: ours beside RLlib's, where it does the same."""
+    rows = []
     for key, label in LABELS.items():
-        ours = float(np.median(results[key]["ours"]))
-        cells = [f"{ours:,.2f}", f"{min(results[key]['ours']):,.2f}", "-", "-"]
-        if "rllib" in results[key]:
-            peer = float(np.median(results[key]["rllib"]))
-            cells[2:] = [f"{peer:,.2f}", f"{ours / peer:.2f}"]
-        table.add_row(label, *cells, TARGETS.get(key, "-"))
-    Console().print(table)
+        ours, peer = results[key]["ours"], results[key].get("rllib")
+        beside: dict[str, Any] = {}
+        if peer:
+            theirs = float(np.median(peer))
+            ratio = float(np.median(ours)) / theirs
+            beside = {"beside": f"RLlib {theirs:.4g} {UNITS[key]}", "ratio": ratio}
+        target = TARGETS.get(key)
+        rows.append(figure(f"replay {label}", ours, UNITS[key], target=target, **beside))
+    return rows
 
 
 def main(
@@ -180,10 +182,8 @@ def main(
     results = measure(replay, peer, source, rounds)
     results["fill"] = {"ours": [ours.microseconds], "rllib": [rllib.microseconds]}
     results["bytes"] = {"ours": [replay.bytes_per_step], "rllib": [rllib.nbytes]}
-    show(results)
-    print(f"resident memory of ours grew by {ours.nbytes:,.0f} bytes a step while it was filled")
-    if out is not None:
-        out.write_text(json.dumps(results, indent=2))
+    title = f"replay of {capacity:,} steps; filling took {ours.nbytes:,.0f} bytes a step of memory"
+    report(title, figures(results), out)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,6 @@ from ray import cloudpickle
 from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.core import DEFAULT_MODULE_ID
-from ray.rllib.execution.rollout_ops import synchronous_parallel_sample
 from ray.rllib.policy.sample_batch import MultiAgentBatch, SampleBatch
 from ray.rllib.utils.metrics import (
     ENV_RUNNER_RESULTS,
@@ -37,6 +36,7 @@ from rllib_dreamer.envs import action_repeat
 from rllib_dreamer.hardware import release_memory
 from rllib_dreamer.replay import Replay
 from rllib_dreamer.replay_prefetch import Prefetcher
+from rllib_dreamer.sampling import Sampler
 from rllib_dreamer.training_ratio import TrainingRatio
 
 REPLAY_FOLDER = "replay"
@@ -76,6 +76,7 @@ class DreamerTorch(Algorithm):
             directory=cfg.replay_directory,
         )
         self._batches = Prefetcher(self.replay, cfg.replay_prefetch)
+        self._sampler = Sampler(self.env_runner_group, cfg.sample_timeout_s)
 
     def _on_learners(self, function: Any) -> list[Any]:
         """Calls a function with every learner; results in the order of a batch's shards."""
@@ -118,15 +119,9 @@ class DreamerTorch(Algorithm):
 
     def _sample(self) -> None:
         """Steps the environments and puts what they gave into the replay."""
-        episodes, results = synchronous_parallel_sample(
-            worker_set=self.env_runner_group,
-            concat=True,
-            sample_timeout_s=self.config.sample_timeout_s,
-            _uses_new_env_runners=True,
-            _return_metrics=True,
-        )
-        self.metrics.aggregate(results, key=ENV_RUNNER_RESULTS)
-        self._agent_steps += self.replay.add(episodes)
+        samples = self._sampler.next()
+        self.metrics.aggregate(samples.metrics, key=ENV_RUNNER_RESULTS)
+        self._agent_steps += self.replay.add(samples.episodes)
 
     def _update(self) -> None:
         """One update from one batch, whose fresh latents go back to the replay."""
@@ -238,6 +233,7 @@ class DreamerTorch(Algorithm):
             return
         folder = Path(path)
         checkpoint.verify(folder)
+        self._sampler.drop()
         super().restore_from_path(path, *args, **kwargs)
         if (folder / REPLAY_FOLDER).is_dir():
             self._batches.close()

@@ -229,7 +229,9 @@ class DreamerConfig(AlgorithmConfig):
             store_buffer_in_checkpoints: Whether checkpoints hold the replay.
             initial_random_steps: Agent steps, over all EnvRunners, whose actions are drawn
                 uniformly, to the end of the iteration, before the actor takes over.
-            broadcast_interval: Training steps between two updates of the EnvRunners' weights.
+            broadcast_interval: Training steps between two updates of the EnvRunners' weights, which
+                are those of encoder, RSSM and actor. Remote EnvRunners sample one round ahead of
+                the learners and use them from the round after on.
             **kwargs: Of `AlgorithmConfig.training`: `lr`, `gamma`, ....
 
         Raises:

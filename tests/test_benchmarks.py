@@ -1,0 +1,129 @@
+"""Every benchmark runs, in its smallest form, and writes the keys that its README names."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+FOLDER = Path(__file__).resolve().parents[1] / "benchmarks"
+KEYS = {"title", "machine", "figures", "details"}
+MACHINE = {"cpu", "cores", "flags", "memory_gib", "gpu", "python", "torch", "load", "date"}
+FIGURE = {"what", "value", "unit", "least", "most", "beside", "ratio", "target", "target_ratio"}
+FIGURE |= {"higher", "met"}
+
+SMALL = {
+    "train_step": "--size 1M --batch 2 --length 4 --rounds 2 --warmup 0 --threads 1",
+    "policy_step": "--size 1M --steps 2",
+    "replay": "--capacity 1000 --deter 32 --rounds 1",
+    "env_step": "--only CartPole --rounds 1 --seconds 0.01",
+    "loop": "--env noise --batch 2 --length 8 --updates 2",
+}
+
+
+@pytest.fixture(autouse=True)
+def importable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(FOLDER))
+
+
+def load(name: str) -> ModuleType:
+    return importlib.import_module(name)
+
+
+def invoke(module: ModuleType, *arguments: str) -> None:
+    app = typer.Typer()
+    app.command()(module.main)
+    result = CliRunner().invoke(app, list(arguments), catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+
+
+def checked(path: Path) -> list[dict[str, Any]]:
+    """The figures of a JSON file, after a look at its keys."""
+    content = json.loads(path.read_text())
+    assert content.keys() == KEYS
+    assert content["machine"].keys() == MACHINE
+    for row in content["figures"]:
+        assert row.keys() == FIGURE
+        assert row["value"] > 0 and row["what"]
+    assert len({row["what"] for row in content["figures"]}) == len(content["figures"]) > 0
+    return content["figures"]
+
+
+def names(figures: list[dict[str, Any]]) -> list[str]:
+    """What was measured, without the part that names the configuration."""
+    return [row["what"].split(", ")[-1] for row in figures]
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_benchmark_writes_the_documented_keys(name: str, tmp_path: Path) -> None:
+    path = tmp_path / "figures.json"
+    invoke(load(name), *SMALL[name].split(), "--json", str(path))
+    figures = checked(path)
+    if name == "train_step":
+        assert names(figures)[1:] == ["CPU time", "peak RSS", "rate"]
+    if name == "loop":
+        parts = ["env", "policy", "replay add", "replay sample", "replay write back", "update"]
+        assert names(figures) == [*parts, "overhead"]
+        assert sum(row["ratio"] for row in figures) == pytest.approx(1.0)
+
+
+@pytest.mark.slow
+def test_an_update_beside_rllib(tmp_path: Path) -> None:
+    path, options = tmp_path / "figures.json", [*SMALL["train_step"].split(), "--no-compile"]
+    invoke(load("train_step"), *options, "--against", "rllib", "--json", str(path))
+    row = checked(path)[0]
+    assert row["ratio"] > 0 and row["target_ratio"] and row["beside"].startswith("RLlib XS")
+
+
+@pytest.mark.slow
+def test_two_learners_beside_one(tmp_path: Path) -> None:
+    path = tmp_path / "figures.json"
+    options = "--size 1M --obs vector --batch 2 --length 4 --rounds 1 --warmup 0".split()
+    command = [sys.executable, str(FOLDER / "learners.py"), *options, "--json", str(path)]
+    subprocess.run(command, check=True, timeout=600)
+    one, two, reduce = checked(path)
+    assert "one learner" in one["what"] and "two learners" in two["what"]
+    assert reduce["what"].startswith("all-reduce of ") and two["ratio"] > 0
+
+
+def test_all_writes_one_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module, readme = load("all"), tmp_path / "README.md"
+    original = (FOLDER / "README.md").read_text()
+    readme.write_text(original)
+    monkeypatch.setattr(module, "README", readme)
+    monkeypatch.setattr(
+        module, "COMMANDS", {"policy": ("policy_step.py --size 1M", "--steps 2"), "other": ("", "")}
+    )
+    invoke(module, "--quick", "--only", "policy", "--out", str(tmp_path), "--publish")
+    table = (tmp_path / "table.md").read_text()
+    assert "policy_step.py --size 1M" in table
+    assert "| policy step 1M image, 16 envs |" in table
+    assert load("common").machine()["cpu"] in table
+    published = readme.read_text()
+    assert table in published
+    assert published.partition(module.END)[2] == original.partition(module.END)[2]
+    assert published.partition(module.BEGIN)[0] == original.partition(module.BEGIN)[0]
+
+
+def test_every_benchmark_is_part_of_all() -> None:
+    scripts = {command.split()[0] for command, _ in load("all").COMMANDS.values()}
+    benchmarks = {p.name for p in FOLDER.glob("*.py") if "typer.run(main)" in p.read_text()}
+    assert scripts == benchmarks - {"all.py"}
+
+
+def test_a_target_bounds_the_value_or_the_ratio() -> None:
+    figure = load("common").Figure
+    assert figure("", 2.0, "ms").met is None
+    assert figure("", 2.0, "ms", target=2.0).met and not figure("", 2.1, "ms", target=2.0).met
+    slow = figure("", 1.0, "s", ratio=0.2, target_ratio=0.15)
+    assert not slow.met and slow.cells()[-2:] == ("ratio <= 0.15", "no")
+    assert slow._replace(higher=True).met
+    assert slow._replace(ratio=None).met is None

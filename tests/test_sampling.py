@@ -1,0 +1,107 @@
+"""Sampling ahead: what remote EnvRunners do while the learner works, and what is counted."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny import CountingEnv, built, tiny_config
+
+from rllib_dreamer.dreamer import DreamerConfig, DreamerTorch
+from rllib_dreamer.sampling import TAG
+from rllib_dreamer.training_ratio import TrainingRatio
+
+RUNNERS = 2
+
+
+class LoggingEnv(CountingEnv):
+    """Adds a byte to the file `log` at every step, which takes `seconds`."""
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        super().__init__(config)
+        self.log, self.seconds = config["log"], config.get("seconds", 0.0)
+
+    def step(self, action: Any) -> Any:
+        time.sleep(self.seconds)
+        with open(self.log, "ab") as file:
+            file.write(b".")
+        return super().step(action)
+
+
+def config_of(log: Path, **env_config: Any) -> DreamerConfig:
+    log.touch()
+    config = tiny_config(LoggingEnv, training={"training_ratio": 24}, log=str(log), **env_config)
+    return config.env_runners(num_env_runners=RUNNERS)
+
+
+def wait_for(condition: Callable[[], bool]) -> bool:
+    """Whether the condition comes true within half a minute."""
+    deadline = time.monotonic() + 30
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return condition()
+
+
+def test_runners_step_while_the_learner_works(tmp_path: Path) -> None:
+    """During every update the environments take the steps of the next round, and no more."""
+    log, ahead = tmp_path / "log", []
+    with built(config_of(log)) as algo:
+        update = algo._update
+
+        def watched() -> None:
+            wait_for(lambda: log.stat().st_size == algo._agent_steps + RUNNERS)
+            ahead.append(log.stat().st_size - algo._agent_steps)
+            update()
+
+        algo._update = watched  # type: ignore[method-assign]
+        expected = exact_updates(algo, 25)
+    assert expected == len(ahead) > 10
+    assert set(ahead) == {RUNNERS}
+
+
+def exact_updates(algo: DreamerTorch, iterations: int) -> int:
+    """Trains, and holds the counters of each iteration against exact arithmetic."""
+    reference, expected = TrainingRatio(24, 32), 0
+    for iteration in range(iterations):
+        result = algo.train()
+        ours = result["dreamer"]
+        assert ours["agent_steps"] == RUNNERS * (iteration + 1)
+        assert ours["agent_steps"] == result["num_env_steps_sampled_lifetime"]
+        if ours["updates"]:
+            expected += reference.updates(ours["agent_steps"])
+        assert ours["updates"] == expected
+    return expected
+
+
+def test_what_was_sampled_before_a_restore_is_dropped(tmp_path: Path) -> None:
+    with built(config_of(tmp_path / "log")) as algo:
+        for _ in range(5):
+            algo.train()
+        path = algo.save_to_path(tmp_path / "checkpoint")
+        algo.train()
+        assert algo.env_runner_group.num_in_flight_async_reqs(TAG) == RUNNERS
+        algo.restore_from_path(path)
+        assert algo.env_runner_group.num_in_flight_async_reqs(TAG) == 0
+        assert algo.train()["dreamer"]["agent_steps"] == 6 * RUNNERS
+
+
+def test_late_samples_belong_to_the_next_round(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = config_of(tmp_path / "log", seconds=0.5).env_runners(sample_timeout_s=0.01)
+    with built(config) as algo:
+        counts = []
+        assert wait_for(lambda: counts.append(take(algo)) or sum(counts) >= 3 * RUNNERS)
+        assert 0 in counts
+        assert sum(counts) == algo._agent_steps
+    assert "sample_timeout_s=0.01" in caplog.text
+
+
+def take(algo: DreamerTorch) -> int:
+    """Samples a round and returns its steps."""
+    before = algo._agent_steps
+    algo._sample()
+    return algo._agent_steps - before
