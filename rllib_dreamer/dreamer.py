@@ -7,7 +7,7 @@ import shutil
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -36,6 +36,9 @@ from rllib_dreamer.hardware import release_memory
 from rllib_dreamer.replay import Replay
 from rllib_dreamer.replay_prefetch import Prefetcher
 from rllib_dreamer.training_ratio import TrainingRatio
+
+if TYPE_CHECKING:
+    from rllib_dreamer.evaluation.training_videos import TrainingVideos
 
 REPLAY_FOLDER = "replay"
 
@@ -74,6 +77,14 @@ class DreamerTorch(Algorithm):
             directory=cfg.replay_directory,
         )
         self._batches = Prefetcher(self.replay, cfg.replay_prefetch)
+        self._videos = self._training_videos()
+
+    def _training_videos(self) -> TrainingVideos | None:
+        if self.config.video_interval_s is None:
+            return None
+        from rllib_dreamer.evaluation.training_videos import TrainingVideos  # has extras
+
+        return TrainingVideos(self.config.video_interval_s, self)
 
     def _on_learners(self, function: Any) -> list[Any]:
         """Calls a function with every learner; results in the order of a batch's shards."""
@@ -173,6 +184,8 @@ class DreamerTorch(Algorithm):
             "agent_steps_per_s": (self._agent_steps - agent_steps) / elapsed,
             "updates_per_s": (self._updates - updates) / elapsed,
         }
+        if self._videos is not None:
+            self._videos.report(result)
         return result
 
     def _keep_last_returns(self, results: dict[str, Any]) -> None:
@@ -242,7 +255,9 @@ class DreamerTorch(Algorithm):
             self._rate_mark = (time.monotonic(), self._agent_steps, self._updates)
 
     def cleanup(self) -> None:
-        """Stops the replay's thread and RLlib's parts."""
+        """Stops our threads and RLlib's parts."""
+        if self._videos is not None:
+            self._videos.close()
         self._batches.close()
         self.replay.close()
         super().cleanup()
