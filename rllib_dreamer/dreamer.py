@@ -7,7 +7,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -38,6 +38,9 @@ from rllib_dreamer.replay import Replay
 from rllib_dreamer.replay_prefetch import Prefetcher
 from rllib_dreamer.sampling import Sampler
 from rllib_dreamer.training_ratio import TrainingRatio
+
+if TYPE_CHECKING:
+    from rllib_dreamer.evaluation.training_videos import TrainingVideos
 
 REPLAY_FOLDER = "replay"
 
@@ -77,6 +80,14 @@ class DreamerTorch(Algorithm):
         )
         self._batches = Prefetcher(self.replay, cfg.replay_prefetch)
         self._sampler = Sampler(self.env_runner_group, cfg.sample_timeout_s)
+        self._videos = self._training_videos()
+
+    def _training_videos(self) -> TrainingVideos | None:
+        if self.config.video_interval_s is None:
+            return None
+        from rllib_dreamer.evaluation.training_videos import TrainingVideos  # has extras
+
+        return TrainingVideos(self.config.video_interval_s, self)
 
     def _on_learners(self, function: Any) -> list[Any]:
         """Calls a function with every learner; results in the order of a batch's shards."""
@@ -170,6 +181,8 @@ class DreamerTorch(Algorithm):
             "agent_steps_per_s": (self._agent_steps - agent_steps) / elapsed,
             "updates_per_s": (self._updates - updates) / elapsed,
         }
+        if self._videos is not None:
+            self._videos.report(result)
         return result
 
     def _average_episodes(self, results: dict[str, Any]) -> None:
@@ -263,7 +276,9 @@ class DreamerTorch(Algorithm):
             self._rate_mark = (time.monotonic(), self._agent_steps, self._updates)
 
     def cleanup(self) -> None:
-        """Stops the replay's thread and RLlib's parts."""
+        """Stops our threads and RLlib's parts."""
+        if self._videos is not None:
+            self._videos.close()
         self._batches.close()
         self.replay.close()
         super().cleanup()

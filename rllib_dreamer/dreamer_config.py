@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -73,6 +74,7 @@ _RANGES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "return_normalization_decay": ("in [0, 1)", lambda v: _number(v, 0) and v < 1),
     "precision": (f"one of {PRECISIONS}", lambda v: v in PRECISIONS),
     "symlog_obs": ('True, False or "auto"', lambda v: v in (True, False, "auto")),
+    "video_interval_s": ("None or a number >= 0", lambda v: v is None or _number(v, 0)),
     "learner_threads": ('"auto" or a whole number >= 1', lambda v: v == "auto" or _count(v, 1)),
 }
 
@@ -135,6 +137,8 @@ class DreamerConfig(AlgorithmConfig):
         # Sampling.
         self.initial_random_steps = 0
         self.broadcast_interval = 1
+        # Reporting.
+        self.video_interval_s: float | None = None
         # RLlib's own settings.
         self.train_batch_size = None
         self.num_env_runners = 0
@@ -255,8 +259,18 @@ class DreamerConfig(AlgorithmConfig):
                 setattr(self, name, value)
         return self
 
-    def reporting(self, **kwargs: Any) -> DreamerConfig:
-        """Of `AlgorithmConfig.reporting`; RLlib's `report_*` switches are accepted."""
+    def reporting(
+        self, *, video_interval_s: float | None = NotProvided, **kwargs: Any
+    ) -> DreamerConfig:
+        """Sets what is reported.
+
+        Args:
+            video_interval_s: Least seconds between two films of what the world model imagines, and
+                of evaluation episodes; None for no films. Needs the extra `eval`.
+            **kwargs: Of `AlgorithmConfig.reporting`; RLlib's `report_*` switches are accepted.
+        """
+        if video_interval_s is not NotProvided:
+            self.video_interval_s = video_interval_s
         for name in [k for k in kwargs if k.startswith("report_")]:
             if kwargs.pop(name):
                 logger.warning("%s has no effect: the losses are always reported.", name)
@@ -297,6 +311,11 @@ class DreamerConfig(AlgorithmConfig):
             self._value_error(
                 f"`batch_size_B`={self.batch_size_B} must be a multiple of `num_learners`="
                 f"{self.num_learners}, so that every learner gets as many rows: change either."
+            )
+        if self.video_interval_s is not None and find_spec("imageio_ffmpeg") is None:
+            self._value_error(
+                f"`video_interval_s`={self.video_interval_s} needs packages that are not "
+                'installed: pip install "rllib-dreamer[eval]", or set it to None.'
             )
         if self.is_multi_agent:
             self._value_error(
@@ -360,6 +379,17 @@ class DreamerConfig(AlgorithmConfig):
             "loss": loss,
             "initial_random_steps": self.initial_random_steps,
         }
+
+    def get_evaluation_config_object(self) -> AlgorithmConfig | None:
+        """RLlib's config of the evaluation runners, which film an episode if films are wanted."""
+        from rllib_dreamer.evaluation.recorder import EpisodeRecorder
+
+        config = super().get_evaluation_config_object()
+        if config is not None and self.video_interval_s is not None:
+            given = config.callbacks_class
+            others = list(given) if isinstance(given, (list, tuple)) else [given]
+            config.callbacks_class = [*others, EpisodeRecorder]
+        return config
 
     def get_default_rl_module_spec(self) -> RLModuleSpec:
         """Our RLModule and catalog."""

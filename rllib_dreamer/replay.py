@@ -208,13 +208,7 @@ class Replay:
             ValueError: There is no stretch of T + 1 steps yet.
         """
         with self._lock:
-            if self._index.num_sequences == 0:
-                streams = len(self._index.streams)
-                raise ValueError(
-                    f"replay holds {len(self)} steps in {streams} streams, sampling needs "
-                    f"batch_length_T + 1 = {self.batch_length + 1} consecutive steps of one "
-                    "stream: add more steps first, lower batch_length_T, or raise replay_capacity"
-                )
+            self._check_filled()
             index = self._index.draw(self._rng, self.batch_size)  # (B, T+1)
             batch = self._storage.gather(index)
             self._samples += self.batch_size
@@ -222,6 +216,32 @@ class Replay:
         batch["is_last"][:, :-1] |= batch["is_first"][:, 1:]
         batch["index"] = index
         return batch
+
+    def peek(self, rng: np.random.Generator, count: int) -> dict[str, np.ndarray]:
+        """Draws sequences to look at; what `sample` will give stays the same.
+
+        Args:
+            rng: Draws the starts.
+            count: Sequences, n.
+
+        Returns:
+            For each column an array (n, T + 1, ...).
+
+        Raises:
+            ValueError: There is no stretch of T + 1 steps yet.
+        """
+        with self._lock:
+            self._check_filled()
+            return self._storage.gather(self._index.draw_at_random(rng, count))
+
+    def _check_filled(self) -> None:
+        if self._index.num_sequences == 0:
+            streams = len(self._index.streams)
+            raise ValueError(
+                f"replay holds {len(self)} steps in {streams} streams, sampling needs "
+                f"batch_length_T + 1 = {self.batch_length + 1} consecutive steps of one "
+                "stream: add more steps first, lower batch_length_T, or raise replay_capacity"
+            )
 
     def refresh_latents(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Brings the latents of a batch sampled earlier up to date, in place.

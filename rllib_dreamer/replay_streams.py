@@ -206,6 +206,10 @@ class StreamIndex:
             starts += self._draw_starts(rng, count - len(starts))
         return np.stack([self._ids(stream, position) for stream, position in starts])
 
+    def draw_at_random(self, rng: np.random.Generator, count: int) -> np.ndarray:
+        """As `draw`, without the online queue."""
+        return np.stack([self._ids(*start) for start in self._draw_starts(rng, count)])
+
     def _pop_windows(self, count: int) -> list[tuple[Stream, int]]:
         starts: list[tuple[Stream, int]] = []
         while self._windows and len(starts) < count:

@@ -111,6 +111,23 @@ def test_reconstruction_losses_are_sums_without_a_half() -> None:
     assert torch.equal(predictions["inventory"], logits.argmax(-1))
 
 
+def test_missing_values_add_nothing_to_the_losses() -> None:
+    decoder, outputs, obs = decoder_and_latents()
+    complete = decoder.losses(outputs, obs)
+    keys = ("position", "inventory")
+    obs["position"][0], obs["inventory"][0] = -torch.inf, -1  # nothing is known of these two leaves
+    obs["position"][1, 0], obs["inventory"][1, 0] = -torch.inf, -1  # half of each is known
+    losses = decoder.losses(outputs, obs)
+    gradients = torch.autograd.grad(
+        sum(losses[key].sum() for key in keys), [outputs[key] for key in keys]
+    )
+    for key, gradient in zip(keys, gradients, strict=True):
+        assert losses[key][0] == 0.0 and not gradient[0].any()
+        assert 0.0 < losses[key][1] < complete[key][1]
+        assert gradient.isfinite().all() and gradient[1].any()
+        torch.testing.assert_close(losses[key][2:], complete[key][2:])
+
+
 def test_each_block_of_the_first_image_layer_owns_a_slice_of_channels(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -149,6 +149,20 @@ def test_same_seed_same_batches_other_seed_others() -> None:
     assert not np.array_equal(a, c)
 
 
+def test_peeking_changes_no_later_sample() -> None:
+    looked_at, other = (make(online=True) for _ in range(2))
+    for replay in (looked_at, other):
+        replay.add([Env().run(40)])
+    rows = looked_at.peek(np.random.default_rng(0), 6)
+    assert rows["reward"].shape == (6, T + 1)
+    assert not rows["is_first"][:, 1:].any()
+    assert looked_at.stats() == other.stats()
+    for _ in range(4):
+        assert_equal(looked_at.sample(), other.sample())
+    with pytest.raises(ValueError, match="replay holds 0 steps"):
+        make().peek(np.random.default_rng(0), 1)
+
+
 def test_online_queue_gives_each_window_once_and_before_any_other() -> None:
     replay = make(online=True, batch_size=3)
     envs = [Env(0), Env(1)]

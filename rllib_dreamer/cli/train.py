@@ -133,10 +133,10 @@ def wandb_loggers(options: TrainOptions) -> list[Callback]:
         raise CommandError(
             'W&B is not installed; type: pip install "rllib-dreamer[wandb]"'
         ) from error
-    from ray.air.integrations.wandb import WandbLoggerCallback
+    from rllib_dreamer.evaluation.wandb_logger import VideoWandbLogger
 
     extra: dict[str, Any] = {"name": options.wandb_run_name} if options.wandb_run_name else {}
-    return [WandbLoggerCallback(project=options.wandb_project, api_key=options.wandb_key, **extra)]
+    return [VideoWandbLogger(project=options.wandb_project, api_key=options.wandb_key, **extra)]
 
 
 def _folder(experiment: Experiment, options: TrainOptions) -> Path:

@@ -1,7 +1,7 @@
 """Looking at what was learned: statistics, frame quality, videos, reports and learning curves.
 
-The first six work on numpy arrays or files on disk, so also on data collected elsewhere; the others
-run environments and a loaded policy.
+The first six work on numpy arrays or files on disk, so also on data collected elsewhere; the next
+five run environments and a loaded policy; the last three look at a run in training.
 
 =================  ===============================================================================
 `statistics`       returns of episodes: mean, median, IQM, stratified bootstrap intervals
@@ -15,5 +15,8 @@ run environments and a loaded policy.
 `world_model`      what the world model predicts of recorded episodes
 `run`              a whole evaluation
 `page`             its report
+`recorder`         pictures of a run in training
+`training_videos`  films of them in the trial's folder
+`wandb_logger`     and in Weights & Biases
 =================  ===============================================================================
 """

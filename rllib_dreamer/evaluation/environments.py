@@ -57,11 +57,11 @@ def check_spaces(env: gym.Env, observation_space: gym.Space, action_space: gym.S
             )
 
 
-def frame_of(env: gym.Env, obs: Mapping[str, Any], space: gym.Space) -> np.ndarray | None:
+def frame_of(env: gym.Env | None, obs: Mapping[str, Any], space: gym.Space) -> np.ndarray | None:
     """A picture (h, w, C) of the current step: of the observation, else rendered, else None.
 
     Args:
-        env: The environment, just reset or stepped.
+        env: The environment, just reset or stepped; None if it cannot be reached to be drawn.
         obs: The leaves of its observation.
         space: The observation space.
     """
@@ -69,7 +69,7 @@ def frame_of(env: gym.Env, obs: Mapping[str, Any], space: gym.Space) -> np.ndarr
         if is_image(leaf):
             picture = np.asarray(obs[key])
             return picture if picture.ndim == 3 else picture[..., None]
-    if env.render_mode != "rgb_array":
+    if env is None or env.render_mode != "rgb_array":
         return None
     rendered = np.asarray(env.render(), np.uint8)
     stride = max(1, min(rendered.shape[:2]) // _LARGEST_FRAME)

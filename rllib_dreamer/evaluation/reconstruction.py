@@ -252,10 +252,12 @@ def _unit_tensor(frames: Frames, field: str) -> torch.Tensor:
 
 def _chunk_quality(model: torch.Tensor, truth: torch.Tensor) -> FrameQuality:
     """Compares (N, C, h, w) tensors in [0, 1]."""
+    # As channels of one frame, since channels do not mix: takes half as long on a CPU.
+    flat = (x.reshape(1, -1, *x.shape[2:]) for x in (model, truth))  # (1, N * C, h, w)
     _, ssim_map = structural_similarity_index_measure(
-        model, truth, sigma=1.5, data_range=1.0, reduction="none", return_full_image=True
+        *flat, sigma=1.5, data_range=1.0, reduction="none", return_full_image=True
     )
-    inside = ssim_map[..., _BORDER:-_BORDER, _BORDER:-_BORDER].double()  # (N, C, h - 10, w - 10)
+    inside = ssim_map.view_as(model)[..., _BORDER:-_BORDER, _BORDER:-_BORDER].double()
     psnr = peak_signal_noise_ratio(model, truth, data_range=1.0, reduction="none", dim=(1, 2, 3))
     return FrameQuality(
         inside.mean((1, 2, 3)).numpy(),  # (N,)

@@ -216,8 +216,7 @@ def _pad(frames: np.ndarray, length: int) -> np.ndarray:
 
 
 def _pixels(frames: torch.Tensor) -> NDArray[np.uint8]:
-    """Pixels in [0, 1] as bytes."""
-    found: NDArray[np.uint8] = (255.0 * frames + 0.5).clamp(0.0, 255.0).byte().cpu().numpy()
+    found: NDArray[np.uint8] = imagination.pixels(frames).cpu().numpy()
     return found
 
 

@@ -205,7 +205,8 @@ class Decoder(nn.Module):
         """Reconstruction loss (n,) of each leaf.
 
         Images: sum of squared errors of pixels in [0, 1]. Real vectors: squared error in symlog
-        space. Discrete: cross-entropy. All are sums over the leaf, without a factor 1/2.
+        space. Discrete: cross-entropy. All are sums over the leaf, without a factor 1/2. Missing
+        entries, see `vector_features`, add nothing.
         """
         losses = {}
         for key in self.images:
@@ -214,10 +215,12 @@ class Decoder(nn.Module):
             target = obs[key].reshape(-1, *spec.shape)
             if spec.kind == "discrete":
                 log_probs = F.log_softmax(outputs[key].reshape(*target.shape, spec.classes), -1)
-                losses[key] = -log_probs.gather(-1, target.long().unsqueeze(-1)).sum((1, 2))
+                losses[key] = -(ops.one_hot(target.long(), spec.classes) * log_probs).sum((1, 2))
             else:
-                target = ops.symlog(target.float()) if self.symlog else target.float()
-                losses[key] = (outputs[key] - target).square().sum(-1)
+                missing, target = target == -torch.inf, target.float()
+                target = ops.symlog(target) if self.symlog else target
+                error = (outputs[key] - target).masked_fill(missing, 0.0)
+                losses[key] = error.square().sum(-1)
         return losses
 
     def predictions(self, outputs: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -15,6 +15,7 @@ from rllib_dreamer.model import ops
 from rllib_dreamer.model.agent import Agent
 from rllib_dreamer.model.distributions import Noise
 from rllib_dreamer.model.rssm import State
+from rllib_dreamer.model.world_model import encode_action
 
 _DECODED_AT_ONCE = 64  # states; bounds the memory of the decoder's activations
 
@@ -76,6 +77,47 @@ def roll_out(agent: Agent, start: State, actions: Tensor, noise: Noise) -> State
         state = rssm.imagine_step(state, actions[:, i], None if uniform is None else uniform[i])
         states.append(state)
     return State(*(torch.stack(parts, 1) for parts in zip(*states, strict=True)))
+
+
+@torch.no_grad()
+def open_loop(
+    agent: Agent, batch: Mapping[str, Tensor], context: int, noise: Noise
+) -> dict[str, Tensor]:
+    """Filters the beginning of replayed rows, imagines the rest with their actions, and decodes.
+
+    Args:
+        agent: The agent.
+        batch: A replay batch (B, T + 1, ...) in the model's form, see the legend for its layout.
+        context: Steps to filter, 1 to T.
+        noise: Source of randomness.
+
+    Returns:
+        Observation leaves (B, T, ...) of steps 1 to T; see `Prediction`.
+    """
+    world, rows = agent.world, batch["reward"].shape[0]
+    seen = {
+        k.removeprefix("obs/"): x[:, 1 : context + 1]
+        for k, x in batch.items()
+        if k.startswith("obs/")
+    }
+    leaves = {key: batch[f"action/{key}"] for key in world.actions}
+    actions = encode_action(leaves, world.actions)  # (B, T + 1, A)
+    posterior = world.rssm.observe(
+        state_of(agent, batch["deter"][:, 0], batch["stoch"][:, 0]),
+        actions[:, :context],
+        world.encode(seen, rows),
+        batch["is_first"][:, 1 : context + 1],
+        noise,
+    )
+    filtered = State(posterior.deter, posterior.stoch)
+    start = State(filtered.deter[:, -1], filtered.stoch[:, -1])
+    future = roll_out(agent, start, actions[:, context:-1], noise)
+    return decode(agent, State(*(torch.cat(x, 1) for x in zip(filtered, future, strict=True))))
+
+
+def pixels(frames: Tensor) -> Tensor:
+    """Decoded pixels in [0, 1] as uint8."""
+    return (255.0 * frames + 0.5).clamp(0.0, 255.0).to(torch.uint8)
 
 
 def state_of(agent: Agent, deter: Tensor, index: Tensor) -> State:

@@ -304,6 +304,6 @@ class DreamerPolicy:
 def _as_observed(leaf: Tensor, space: gym.Space) -> np.ndarray:
     """A predicted leaf (B, H, n) or (B, H, h, w, C) in the form and dtype of its space."""
     if is_image(space):
-        pixels = (255.0 * leaf + 0.5).clamp(0.0, 255.0).to(torch.uint8)
+        pixels = imagination.pixels(leaf)
         return pixels.reshape(*leaf.shape[:2], *(space.shape or ())).cpu().numpy()
     return to_array(restore(leaf, space), space)
