@@ -13,7 +13,9 @@ from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 from ray.rllib.utils.schedules.scheduler import Scheduler
 
 from rllib_dreamer.dreamer_catalog import DreamerCatalog
+from rllib_dreamer.dreamer_env_runner import DreamerEnvRunner
 from rllib_dreamer.dreamer_torch_rl_module import DreamerTorchRLModule
+from rllib_dreamer.envs import validate_env
 from rllib_dreamer.hardware import PRECISIONS
 from rllib_dreamer.model.sizes import LossConfig, model_config
 
@@ -127,6 +129,7 @@ class DreamerConfig(AlgorithmConfig):
         self.broadcast_interval = 1
         # RLlib's own settings.
         self.train_batch_size = None
+        self.env_runner_cls = DreamerEnvRunner
         self.num_env_runners = 0
         self.rollout_fragment_length = 1
         self.min_time_s_per_iteration = 5
@@ -248,6 +251,9 @@ class DreamerConfig(AlgorithmConfig):
             ValueError: Naming the field, what was given and what is allowed.
         """
         super().validate()
+        validate_env(self.env, self.env_config)
+        if self.output and self.env_runner_cls is DreamerEnvRunner:
+            self.env_runner_cls = None  # RLlib then takes its runner that records episodes
         model_config(self.model_size)
         for name, (allowed, holds) in _RANGES.items():
             if not holds(getattr(self, name)):

@@ -121,7 +121,7 @@ def test_creators_carry_the_drivers_backend(monkeypatch):
     monkeypatch.setenv("MUJOCO_GL", "")
     seen = []
     monkeypatch.setattr(rendering, "setup_rendering", lambda *args, **kwargs: seen.append(args))
-    monkeypatch.setattr(envs, "make_env", lambda env, config: None)
+    monkeypatch.setattr(envs, "make_env", lambda env, config, **_: None)
     creator(EnvContext({}, worker_index=1))
     assert seen == [("osmesa",)]
 
