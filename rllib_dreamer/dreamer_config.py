@@ -129,7 +129,7 @@ class DreamerConfig(AlgorithmConfig):
         self.broadcast_interval = 1
         # RLlib's own settings.
         self.train_batch_size = None
-        self.env_runner_cls = DreamerEnvRunner
+        self.env_runner_cls: type | None = DreamerEnvRunner
         self.num_env_runners = 0
         self.rollout_fragment_length = 1
         self.min_time_s_per_iteration = 5

@@ -26,10 +26,10 @@ BAD_STEP = 5
 
 
 class Misbehaving(gym.Env):
-    """Counts its steps; in its first episodes does something wrong at step 5.
+    """Observes the number of its steps; does something wrong at step 5 of its first episode.
 
-    Keys of the config: `fault`: "raise", "hang", "nan", "reward", "outside" or "none", and `flag`:
-    a path; the fault happens until a file is there, which it creates.
+    Keys of the config: `fault`: one of `FAULTS`, and `flag`: a path; the fault happens once and
+    leaves a file there.
     """
 
     observation_space = spaces.Box(-1.0, 100.0, (3,), np.float32)
@@ -57,7 +57,7 @@ class Misbehaving(gym.Env):
         if self.fault == "raise":
             raise ZeroDivisionError("gripper")
         if self.fault == "hang":
-            threading.Event().wait(60)
+            threading.Event().wait()
         if self.fault == "nan":
             obs[1] = np.nan
         if self.fault == "shape":
@@ -147,7 +147,7 @@ def test_a_fault_in_training_stops_it_and_leaves_whole_steps_in_the_replay(tmp_p
         with pytest.raises(RuntimeError) as error:
             algo.train()
         assert isinstance(error.value.__cause__, wrappers.EnvOutputError)
-        assert algo.replay.stats()["steps"] == kept == 10  # 2 envs x (a reset and 4 steps)
+        assert algo.replay.stats()["steps"] == kept == 8  # 2 envs x 4 steps
 
 
 def test_training_goes_on_with_a_replaced_env(tmp_path: Any) -> None:
@@ -164,7 +164,7 @@ def test_several_runners_with_several_envs(mode: str) -> None:
     config.env_runners(num_env_runners=2, num_envs_per_env_runner=2, gym_env_vectorize_mode=mode)
     with tiny.built(config) as algo:
         result = tiny.train_until(algo, 1)
-        assert result["num_healthy_workers"] == 2
+        assert algo.env_runner_group.num_healthy_remote_workers() == 2
         assert result["dreamer"]["agent_steps"] == result["num_env_steps_sampled_lifetime"]
         assert np.isfinite(result["learners"]["default_policy"]["total_loss"])
 
@@ -175,10 +175,8 @@ def test_a_hanging_env_of_a_remote_runner_is_replaced(tmp_path: Any) -> None:
         num_env_runners=1, sample_timeout_s=3
     )
     with tiny.built(config) as algo:
-        started = time.monotonic()
-        result = tiny.train_until(algo, 1)
-        assert time.monotonic() - started < 50  # without the alarm it hangs for 60 s
-        assert result["num_healthy_workers"] == 1
+        tiny.train_until(algo, 1)
+        assert algo.env_runner_group.num_healthy_remote_workers() == 1
         assert (tmp_path / "flag").exists()
 
 
@@ -228,7 +226,7 @@ def test_a_vector_env_of_ones_own_is_left_alone(runner_of: Any) -> None:
 
 def test_recording_keeps_rllibs_runner() -> None:
     config = tiny.tiny_config().offline_data(output="/tmp/episodes")
-    config.validate()
+    config.env_runners(batch_mode="complete_episodes").validate()
     assert config.env_runner_cls is None
     assert issubclass(DreamerEnvRunner, SingleAgentEnvRunner)
 
