@@ -56,8 +56,18 @@ class DreamerTorch(Algorithm):
         return DreamerConfig()
 
     def setup(self, config: AlgorithmConfig) -> None:
-        """Builds runners, learners and the replay."""
-        super().setup(config)
+        """Builds runners, learners and the replay.
+
+        Raises:
+            RuntimeError: If no remote env runner could be built.
+        """
+        try:
+            super().setup(config)
+        except IndexError as error:  # RLlib asks the first of the runners that came up
+            raise RuntimeError(
+                "no env runner could be built: the errors logged above say why; with "
+                "`num_env_runners`=0 the error is raised here."
+            ) from error
         cfg = self.config
         self._agent_steps = self._updates = self._training_steps = 0
         self._rate_mark = (time.monotonic(), 0, 0)

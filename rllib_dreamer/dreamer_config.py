@@ -14,7 +14,9 @@ from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 from ray.rllib.utils.schedules.scheduler import Scheduler
 
 from rllib_dreamer.dreamer_catalog import DreamerCatalog
+from rllib_dreamer.dreamer_env_runner import DreamerEnvRunner
 from rllib_dreamer.dreamer_torch_rl_module import DreamerTorchRLModule
+from rllib_dreamer.envs import validate_env
 from rllib_dreamer.hardware import PRECISIONS
 from rllib_dreamer.model.sizes import CHOICES, LossConfig, model_config
 
@@ -141,6 +143,7 @@ class DreamerConfig(AlgorithmConfig):
         self.video_interval_s: float | None = None
         # RLlib's own settings.
         self.train_batch_size = None
+        self.env_runner_cls: type | None = DreamerEnvRunner
         self.num_env_runners = 0
         self.rollout_fragment_length = 1
         self.min_time_s_per_iteration = 5
@@ -284,19 +287,20 @@ class DreamerConfig(AlgorithmConfig):
             ValueError: Naming the field, what was given and what is allowed.
         """
         super().validate()
+        validate_env(self.env, self.env_config)
+        if self.output and self.env_runner_cls is DreamerEnvRunner:
+            self.env_runner_cls = None  # RLlib then takes its runner that records episodes
         model_config(self.model_size)
         for name, (allowed, holds) in _RANGES.items():
             if not holds(getattr(self, name)):
                 self._value_error(f"`{name}`={getattr(self, name)!r} must be {allowed}.")
         self._validate_learning_rates()
         self._validate_loss_scales()
-        if self.train_actor and not self.train_critic:
-            self._value_error("`train_actor`=True needs `train_critic`=True: set both or neither.")
-        if self.optimizer == "adam" and self.weight_decay:
-            self._value_error(
-                f"`weight_decay`={self.weight_decay} is not for `optimizer`='adam': set it to 0, "
-                "or take 'laprop'."
-            )
+        self._validate_batches()
+        self._validate_combinations()
+
+    def _validate_batches(self) -> None:
+        """Checks batches against the replay and the learners."""
         if self.train_batch_size is not None:
             self._value_error(
                 f"`train_batch_size`={self.train_batch_size} is not used: set `batch_size_B` and "
@@ -311,6 +315,16 @@ class DreamerConfig(AlgorithmConfig):
             self._value_error(
                 f"`batch_size_B`={self.batch_size_B} must be a multiple of `num_learners`="
                 f"{self.num_learners}, so that every learner gets as many rows: change either."
+            )
+
+    def _validate_combinations(self) -> None:
+        """Checks settings that need another one, or something that is not here."""
+        if self.train_actor and not self.train_critic:
+            self._value_error("`train_actor`=True needs `train_critic`=True: set both or neither.")
+        if self.optimizer == "adam" and self.weight_decay:
+            self._value_error(
+                f"`weight_decay`={self.weight_decay} is not for `optimizer`='adam': set it to 0, "
+                "or take 'laprop'."
             )
         if self.video_interval_s is not None and find_spec("imageio_ffmpeg") is None:
             self._value_error(

@@ -145,7 +145,7 @@ def options(**values: Any) -> TrainOptions:
         (["train", "file"], "Missing argument 'FILE.py'"),
         (["train"], "which environment to train on"),
         (["train", "file", "{dir}/own.py", "--stpo", "1"], "No such option.*--stpo.*--stop"),
-        (["train", "--run", "PPO", "--env", "CartPole-v7"], "unknown environment.*CartPole-v1"),
+        (["train", "--run", "PPO", "--env", "CartPole-v7"], "Unknown env .*CartPole-v1"),
         (["train", "--run", "PPPO", "--env", "CartPole-v1"], "unknown algorithm 'PPPO'.*PPO"),
         (["train", "file", "{dir}/own.py", "--run", "DQN"], "--run DQN does not fit the file"),
         (["train", "file", "{dir}/own.py", "--set", "lrr=1"], "no field 'lrr'.*did you mean.*lr"),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from absl.testing import absltest
+from dm_env import test_utils
 from gymnasium import spaces
 from gymnasium.utils.env_checker import check_env
 
@@ -117,15 +119,16 @@ def test_whole_episode_equals_dm_control(domain, task, repeat):
 
 
 @pytest.mark.parametrize(
-    ("domain", "task", "camera"), [("walker", "walk", 0), ("quadruped", "run", 2)]
+    ("domain", "task", "camera", "steps"),
+    [("walker", "walk", 0, 500), ("quadruped", "run", 2, 20)],
 )
-def test_exact_frames_equal_dm_control(domain, task, camera):
+def test_exact_frames_equal_dm_control(domain, task, camera, steps):
     env = dmc.make(f"dmc/{domain}-{task}", {"render": "exact", "observation": "both"})
     reference = dm_control_env(domain, task, seed=5)
     observation, _ = env.reset(seed=5)
     reference.reset()
     rng = np.random.default_rng(1)
-    for _ in range(20):
+    for _ in range(steps):
         frame = reference.physics.render(64, 64, camera_id=camera)
         np.testing.assert_array_equal(observation["image"], frame)
         action = rng.uniform(-1, 1, env.action_space.shape).astype(np.float32)
@@ -221,6 +224,16 @@ def test_actions_are_clipped_and_mapped_to_the_limits():
         env.reset(seed=0)
         env.step(np.full(env.action_space.shape, value, np.float32))
         np.testing.assert_allclose(env._env.physics.control(), limit)
+
+
+class TestDmEnvUnderneath(test_utils.EnvironmentTestMixin, absltest.TestCase):
+    """The dm_env which ours drives, with its rendering settings, keeps dm_env's contract."""
+
+    def make_object_under_test(self):
+        return dmc.make("dmc/cartpole-balance", {"render": "fast", "time_limit": 10})._env
+
+    def make_action_sequence(self):
+        yield from [np.zeros(1)] * 25
 
 
 def test_no_opengl_context_before_the_first_picture():

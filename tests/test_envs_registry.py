@@ -19,7 +19,7 @@ from ray.rllib.env.env_context import EnvContext
 from ray.rllib.env.multi_agent_env import MultiAgentEnv
 from ray.tune.registry import ENV_CREATOR, _global_registry
 
-from rllib_dreamer import envs
+from rllib_dreamer import DreamerConfig, DreamerTorch, envs
 from rllib_dreamer.envs import atari, dmc, rendering, robosuite, wrappers
 from rllib_dreamer.envs import gymnasium as gymnasium_ids
 
@@ -76,20 +76,49 @@ def test_action_repeat(name, config, expected):
     assert envs.action_repeat(name, config) == expected
 
 
+def keys_of_the_docs():
+    """The table "Keys of env_config": which keys each family takes."""
+    page = (Path(__file__).parents[1] / "docs" / "environments.md").read_text()
+    rows = page.partition("## Keys of env_config")[2].split("\n\n")[1].splitlines()[2:]
+    keys, key = {"dmc": set(), "robosuite": set(), "Atari": set(), "Gymnasium": set()}, ""
+    for row in rows:
+        name, families = (cell.strip() for cell in row.split("|")[1:3])
+        key = name.strip("`") or key  # an empty cell goes on with the key above
+        for family in keys if families == "all" else families.split(", "):
+            keys[family].add(key)
+    return keys
+
+
 @pytest.mark.parametrize(
-    "options",
+    ("family", "options", "others"),
     [
-        dmc.DmcOptions,
-        robosuite.RobosuiteOptions,
-        atari.Atari100kOptions,
-        gymnasium_ids.GymnasiumOptions,
+        ("dmc", dmc.DmcOptions, set()),
+        ("robosuite", robosuite.RobosuiteOptions, set()),
+        ("Atari", atari.Atari100kOptions, set()),
+        ("Atari", atari.AleOptions, set()),
+        ("Gymnasium", gymnasium_ids.GymnasiumOptions, {"any other"}),
     ],
 )
-def test_every_key_is_in_the_table_of_the_docs(options):
-    page = Path(__file__).parents[1] / "docs" / "environments.md"
-    rows = [line for line in page.read_text().splitlines() if line.startswith("| `")]
-    keys = {row.split("`")[1] for row in rows}
-    assert {field.name for field in dataclasses.fields(options)} <= keys
+def test_the_table_of_the_docs_has_the_keys_of_each_family(family, options, others):
+    fields = {field.name for field in dataclasses.fields(options)}
+    assert keys_of_the_docs()[family] == fields | others
+
+
+@pytest.mark.parametrize(
+    ("env", "env_config", "message"),
+    [
+        ("dmc/waker-walk", {}, "Unknown env 'dmc/waker-walk': did you mean 'dmc/walker-walk'"),
+        ("dmc/walker-walk", {"sizes": 64}, "unknown key 'sizes': did you mean 'size'"),
+        ("atari100k/pong", {"noops": -1}, r"env_config\['noops'\] must be an int >= 0"),
+    ],
+)
+def test_configs_refuse_unknown_envs_and_keys_before_anything_starts(env, env_config, message):
+    config = DreamerConfig().environment(env, env_config=env_config)
+    with pytest.raises(ValueError, match=message):
+        config.validate()
+    settings = config.to_dict() | {"num_env_runners": 2}
+    with pytest.raises(ValueError, match=message):  # as a Tuner builds a trial from its param_space
+        DreamerTorch(config=settings)
 
 
 def test_names_survive_a_new_ray_cluster():
@@ -122,7 +151,7 @@ def test_creators_carry_the_drivers_backend(monkeypatch):
     monkeypatch.setenv("MUJOCO_GL", "")
     seen = []
     monkeypatch.setattr(rendering, "setup_rendering", lambda *args, **kwargs: seen.append(args))
-    monkeypatch.setattr(envs, "make_env", lambda env, config: None)
+    monkeypatch.setattr(envs, "make_env", lambda env, config, **_: None)
     creator(EnvContext({}, worker_index=1))
     assert seen == [("osmesa",)]
 
@@ -214,8 +243,13 @@ def test_several_agents_are_refused():
         def __init__(self, config=None):
             super().__init__()
 
-    with pytest.raises(ValueError, match=r"Env 'Two' has several agents.*Dict spaces"):
+    message = r"Env 'Two' has several agents.*Dict spaces"
+    with pytest.raises(ValueError, match=message):
         envs.make_env(Two)
+    with pytest.raises(ValueError, match=message):
+        envs.make_env(lambda config: Two(), name="Two")
+    with pytest.raises(ValueError, match=message):
+        DreamerConfig().environment(Two).validate()
 
 
 def test_things_that_are_no_env_are_refused():

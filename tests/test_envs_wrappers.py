@@ -88,6 +88,27 @@ def test_bad_output_names_env_step_and_key(changes, step, key, what):
         run({step: changes})
 
 
+def test_minus_infinity_is_a_missing_value_where_the_space_allows_it():
+    def check(low, number):
+        env = Scripted()
+        env.observation_space = spaces.Box(low, np.inf, (2,), np.float32)
+        env.observation = lambda: np.array([0, number], np.float32)
+        wrappers.CheckedEnv(env, "robot").reset()
+
+    check(-np.inf, -np.inf)
+    check(-np.inf, np.finfo(np.float32).max)
+    for low, number in ((0.0, -np.inf), (-np.inf, np.inf), (-np.inf, np.nan)):
+        with pytest.raises(wrappers.EnvOutputError, match="1 of 2 numbers are NaN or inf"):
+            check(low, number)
+
+
+def test_large_numbers_whose_sum_overflows_are_let_through():
+    env = Scripted()
+    env.observation_space = spaces.Box(-np.inf, np.inf, (2,), np.float32)
+    env.observation = lambda: np.full(2, np.finfo(np.float32).max, np.float32)
+    wrappers.CheckedEnv(env, "robot").reset()
+
+
 @pytest.mark.parametrize("reward", [np.nan, np.inf])
 def test_bad_reward_is_named(reward):
     with pytest.raises(wrappers.EnvOutputError, match=r"step 1 .*key 'reward': the reward is"):

@@ -4,8 +4,9 @@
 
 Protocol: robosuite Lift as in `robosuite_lift.py`, but the agent sees a Dict of three: `agentview`
 and `robot0_eye_in_hand` (64x64 RGB each) and `vector` (50 numbers: joints, gripper, hand; nothing
-of the cube). The loss of each key is reported under its name. A random policy returns about 4 of at
-most 500. There is no published result.
+of the cube). The loss of each key is reported under its name.
+Expected: no result of ours yet and none published; a random policy returns about 4 of at most 500.
+Time: not measured.
 """
 
 import torch

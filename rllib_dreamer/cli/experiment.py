@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import importlib.util
 import sys
-from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
-import gymnasium
 from ray import cloudpickle
 from ray.rllib.algorithms import registry as algorithm_registry
 from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
-from ray.tune.registry import ENV_CREATOR, _global_registry, get_trainable_cls
+from ray.tune.registry import get_trainable_cls
 
 from rllib_dreamer.cli.errors import CommandError, did_you_mean
 from rllib_dreamer.cli.options import TrainOptions
 from rllib_dreamer.cli.overrides import apply_overrides, check_stop, parse_stop
+from rllib_dreamer.envs import validate_env_name
 
 DEFAULT_ALGORITHM = "DreamerTorch"
 
@@ -119,16 +118,12 @@ def check_env(config: AlgorithmConfig) -> None:
     env = config.env
     if env is None:
         raise CommandError("no environment is set; use --env NAME or config.environment('NAME')")
-    if not isinstance(env, str) or _global_registry.contains(ENV_CREATOR, env):
+    if not isinstance(env, str):
         return
     try:
-        gymnasium.spec(env)
-        return
-    except (gymnasium.error.Error, ImportError, ValueError):
-        pass  # Not Gymnasium's; the last chance is the path of a class.
-    if "/" not in env and _importable(env):
-        return
-    raise CommandError(f"unknown environment {env!r}{did_you_mean(env, _known_envs())}")
+        validate_env_name(env)
+    except ValueError as error:
+        raise CommandError(str(error)) from error
 
 
 def _finished(
@@ -210,21 +205,3 @@ def _import_file(path: Path) -> ModuleType:
     except Exception as error:
         raise CommandError(f"{path} fails: {type(error).__name__}: {error}") from error
     return module
-
-
-def _importable(path: str) -> bool:
-    """Tells whether "package.module.Class" exists."""
-    module_name, _, attribute = path.rpartition(".")
-    if not module_name:
-        return False
-    try:
-        return hasattr(importlib.import_module(module_name), attribute)
-    except ImportError:
-        return False
-
-
-def _known_envs() -> Iterable[str]:
-    """Lists the names of our own environments and Gymnasium's."""
-    from rllib_dreamer.envs import env_names
-
-    return [*env_names(), *gymnasium.registry]

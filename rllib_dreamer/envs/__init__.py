@@ -7,6 +7,8 @@ Importing this package imports no simulator.
 
 from __future__ import annotations
 
+import dataclasses
+import importlib
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -20,10 +22,12 @@ from rllib_dreamer.envs import gymnasium as gymnasium_ids
 __all__ = [
     "EnvCreator",
     "action_repeat",
+    "checked_creator",
     "env_names",
     "make_env",
     "register_env",
     "register_envs",
+    "validate_env",
     "validate_env_name",
 ]
 
@@ -56,22 +60,53 @@ def env_names() -> list[str]:
 
 
 def validate_env_name(env: str) -> None:
-    """Checks that `env` names an env of this package, of Gymnasium or of Ray Tune's registry.
+    """Checks that `env` is a name that `make_env` or Ray Tune's registry knows.
+
+    Args:
+        env: A name of this package, one registered with Ray Tune, a Gymnasium id
+            ("package:Id-v0" too), or the path of a class ("package.module.Class").
 
     Raises:
-        ValueError: It does not; lists the nearest names.
+        ValueError: It is none of them; lists the nearest names.
     """
     family = _family(env)
     if family is not None:
         _FAMILIES[family].parse_name(env)
         return
-    known = [*env_names(), *gym.registry]
-    if env in gym.registry or ":" in env or _registered(env):
+    if env in gym.registry or ":" in env or _registered(env) or _class_at(env) is not None:
         return
+    known = [*env_names(), *gym.registry]
     raise ValueError(
         f"Unknown env {env!r}: {wrappers.nearest(env, known)} An env of your own is made known by "
         "ray.tune.register_env(name, creator)."
     )
+
+
+def validate_env(env: Any, env_config: Mapping[str, Any]) -> None:
+    """Checks what can be checked of `config.environment(env, env_config=...)` without building it.
+
+    Raises:
+        ValueError: An unknown name, an unknown key or a wrong value of the `env_config` of a
+            family, or a class of envs for several agents.
+    """
+    if isinstance(env, str):
+        validate_env_name(env)
+        family = _family(env)
+        if family is not None:
+            wrappers.parse_options(_OPTIONS[family], env_config, env)
+    elif _is_multi_agent(env):
+        raise _several_agents(_name_of(env))
+
+
+def _class_at(path: str) -> Callable[..., Any] | None:
+    """The class or function at "package.module.Name"; None if there is none."""
+    module, _, attribute = path.rpartition(".")
+    if not module or "/" in path:
+        return None
+    try:
+        return getattr(importlib.import_module(module), attribute, None)
+    except ModuleNotFoundError:
+        return None
 
 
 def action_repeat(env: EnvSource, env_config: Mapping[str, Any] | None = None) -> int:
@@ -87,30 +122,42 @@ def action_repeat(env: EnvSource, env_config: Mapping[str, Any] | None = None) -
     return int(config.get("action_repeat", default))
 
 
-def make_env(env: EnvSource, env_config: Mapping[str, Any] | None = None) -> gym.Env:
+def make_env(
+    env: EnvSource,
+    env_config: Mapping[str, Any] | None = None,
+    *,
+    name: str | None = None,
+    timeout_s: float | None = None,
+) -> gym.Env:
     """Builds an env whose output is checked.
 
     Args:
-        env: A name of `env_names()`, a Gymnasium id, or a callable that takes the `env_config`.
+        env: A name of `env_names()`, a Gymnasium id, the path of a class, or a callable that takes
+            the `env_config`.
         env_config: Options of the family (docs/environments.md lists them). A RLlib `EnvContext`
             shifts `seed` by its worker and vector index, so that runners differ.
+        name: What error messages call the env; by default the name of `env`.
+        timeout_s: Seconds that the env may take for a step or a reset; None for any time.
 
     Raises:
         ValueError: Unknown name or option, or an env for several agents.
         ImportError: The extra that brings the simulator is not installed.
     """
     config = _shift_seed(env_config or {})
-    family = _family(env)
     bounds = bool(config.get("check_spaces", True))
+    name = name or _name_of(env)
+    built = _build(env, config, env_config or {})
+    _refuse_other_envs(built, name)
+    return wrappers.CheckedEnv(built, name, bounds, timeout_s)
+
+
+def _build(env: EnvSource, config: dict[str, Any], env_context: Mapping[str, Any]) -> Any:
+    family = _family(env)
     if family is not None:
-        built = _FAMILIES[family].make(env, config)
-    elif isinstance(env, str):
-        built = gymnasium_ids.make(env, config)
-    else:
-        built = env(env_config or {})
-    name = _name_of(env)
-    _refuse_several_agents(built, name)
-    return wrappers.CheckedEnv(built, name, bounds)
+        return _FAMILIES[family].make(env, config)
+    if isinstance(env, str) and env not in gym.registry:
+        env = _class_at(env) or env
+    return gymnasium_ids.make(env, config) if isinstance(env, str) else env(env_context)
 
 
 def _name_of(env: EnvSource) -> str:
@@ -126,14 +173,24 @@ def _shift_seed(env_config: Mapping[str, Any]) -> dict[str, Any]:
     return config
 
 
-def _refuse_several_agents(env: Any, name: str) -> None:
+def _is_multi_agent(env: Any) -> bool:
+    """Whether an env, or a class of envs, is RLlib's or PettingZoo's kind for several agents."""
     module = sys.modules.get("ray.rllib.env.multi_agent_env")
-    is_multi_agent = module is not None and isinstance(env, module.MultiAgentEnv)
-    if is_multi_agent or hasattr(env, "possible_agents"):
-        raise ValueError(
-            f"Env {name!r} has several agents, which Dreamer does not support: give it an env for "
-            "one agent, for example one that merges the agents into Dict spaces."
-        )
+    cls = env if isinstance(env, type) else type(env)
+    of_rllib = module is not None and issubclass(cls, module.MultiAgentEnv)
+    return of_rllib or hasattr(env, "possible_agents")
+
+
+def _several_agents(name: str) -> ValueError:
+    return ValueError(
+        f"Env {name!r} has several agents, which Dreamer does not support: give it an env for "
+        "one agent, for example one that merges the agents into Dict spaces."
+    )
+
+
+def _refuse_other_envs(env: Any, name: str) -> None:
+    if _is_multi_agent(env):
+        raise _several_agents(name)
     if not isinstance(env, gym.Env):
         raise ValueError(
             f"Env {name!r} is a {type(env).__name__}, not a gymnasium.Env: wrap it in a "
@@ -148,16 +205,37 @@ class EnvCreator:
     Attributes:
         env: A name, or a class or function that takes the `env_config`.
         mujoco_gl: The driver's `MUJOCO_GL`, used on machines that set none.
+        name: As of `make_env`.
+        timeout_s: As of `make_env`.
     """
 
     env: EnvSource
     mujoco_gl: str | None = field(default_factory=rendering.requested_backend)
+    name: str | None = None
+    timeout_s: float | None = None
 
     def __call__(self, env_context: Mapping[str, Any] | None = None) -> gym.Env:
         """Builds the env from RLlib's `EnvContext`."""
         if self.mujoco_gl:
             rendering.setup_rendering(self.mujoco_gl, required=False)
-        return make_env(self.env, env_context)
+        return make_env(self.env, env_context, name=self.name, timeout_s=self.timeout_s)
+
+
+def checked_creator(env: EnvSource, timeout_s: float | None = None) -> EnvCreator:
+    """Returns what builds the env that `config.env` stands for, with its output checked.
+
+    Args:
+        env: Also a name that was registered by `ray.tune.register_env`.
+        timeout_s: As of `make_env`.
+    """
+    if not isinstance(env, str) or not _registered(env):
+        return EnvCreator(env, timeout_s=timeout_s)
+    from ray.tune.registry import ENV_CREATOR, _global_registry
+
+    registered = _global_registry.get(ENV_CREATOR, env)
+    if not isinstance(registered, EnvCreator):
+        registered = EnvCreator(registered, name=env)
+    return dataclasses.replace(registered, timeout_s=timeout_s)
 
 
 def register_env(env: EnvSource, name: str | None = None) -> str:

@@ -94,6 +94,7 @@ def make(env_id: str, env_config: Mapping[str, Any] | None = None) -> gym.Env:
         kwargs.setdefault("render_mode", "rgb_array")
         quiet_pygame()
     rendering.setup_rendering(required=False)
+    kwargs.setdefault("disable_env_checker", True)  # `CheckedEnv` says more
     try:
         env = gym.make(env_id, **kwargs)
     except gym.error.UnregisteredEnv as error:

@@ -15,6 +15,7 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
+from rllib_dreamer.envs.deadline import Deadline
 from rllib_dreamer.spaces import flatten, leaf_spaces
 
 Options = TypeVar("Options")
@@ -180,33 +181,41 @@ class ResizePicture(gym.ObservationWrapper, gym.utils.RecordConstructorArgs):
 
 
 class CheckedEnv(gym.Wrapper, gym.utils.RecordConstructorArgs):
-    """Stops an env that raises or sends NaN or values outside its space, and says where it did.
+    """Stops an env that raises, hangs or sends NaN or values outside its space; says where it did.
 
     Shapes and finiteness are checked at each step, bounds and dtypes in the first steps of each
     episode, where mistakes in a space show. An env with wrong output never reaches the replay:
-    the error surfaces in the env runner, which discards the episode.
+    the error surfaces in the env runner, which discards the episode. A number of -inf counts as a
+    missing value where the space allows it.
 
     Args:
         env: The env.
         env_id: Its name, for error messages.
         bounds: If False, values outside the bounds of their space are let through.
+        timeout_s: Seconds that the env may take for a step or a reset; None for any time.
     """
 
-    def __init__(self, env: gym.Env, env_id: str, bounds: bool = True) -> None:
+    def __init__(
+        self, env: gym.Env, env_id: str, bounds: bool = True, timeout_s: float | None = None
+    ) -> None:
         """See the class."""
-        gym.utils.RecordConstructorArgs.__init__(self, env_id=env_id, bounds=bounds)
+        gym.utils.RecordConstructorArgs.__init__(
+            self, env_id=env_id, bounds=bounds, timeout_s=timeout_s
+        )
         gym.Wrapper.__init__(self, env)
         self.env_id = env_id
         self.bounds = bounds
         self._leaves = leaf_spaces(env.observation_space)
         self._nested = isinstance(env.observation_space, spaces.Dict | spaces.Tuple)
+        self._deadline = Deadline(timeout_s)
         self._step = 0
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
         """Resets the env and checks its first observation."""
         self._step = 0
         try:
-            observation, info = self.env.reset(seed=seed, options=options)
+            with self._deadline:
+                observation, info = self.env.reset(seed=seed, options=options)
         except Exception as error:
             raise self._named(error, "reset()") from error
         self._check(observation)
@@ -216,7 +225,8 @@ class CheckedEnv(gym.Wrapper, gym.utils.RecordConstructorArgs):
         """Steps the env and checks its observation and reward."""
         self._step += 1
         try:
-            observation, reward, terminated, truncated, info = self.env.step(action)
+            with self._deadline:
+                observation, reward, terminated, truncated, info = self.env.step(action)
         except Exception as error:
             raise self._named(error, "step()") from error
         self._check_reward(reward)
@@ -224,11 +234,16 @@ class CheckedEnv(gym.Wrapper, gym.utils.RecordConstructorArgs):
         return observation, float(reward), bool(terminated), bool(truncated), info
 
     def _named(self, error: Exception, call: str) -> Exception:
-        message = (
-            f"Env {self.env_id!r} raised in {call} at agent step {self._step} of its episode: "
-            f"{type(error).__name__}: {error}"
+        where = f"{call} at agent step {self._step} of its episode"
+        if isinstance(error, TimeoutError) and self._deadline.seconds is not None:
+            return RuntimeError(
+                f"Env {self.env_id!r} hangs in {where}: no answer within "
+                f"{self._deadline.seconds:g} s. If it needs longer, raise "
+                "config.env_runners(sample_timeout_s=...)."
+            )
+        return RuntimeError(
+            f"Env {self.env_id!r} raised in {where}: {type(error).__name__}: {error}"
         )
-        return RuntimeError(message)
 
     def _fail(self, key: str, what: str) -> NoReturn:
         raise EnvOutputError(
@@ -253,23 +268,26 @@ class CheckedEnv(gym.Wrapper, gym.utils.RecordConstructorArgs):
         full = self.bounds and self._step < FULL_CHECKS
         for key, space in self._leaves.items():
             if isinstance(space, spaces.Box):
-                self._check_box(key, np.asarray(values[key]), space, full)
+                value = np.asarray(values[key])
+                if value.shape != space.shape:
+                    self._fail(key, f"shape {value.shape}, but its space says {space.shape}.")
+                if value.dtype.kind == "f" and not math.isfinite(np.add.reduce(value, axis=None)):
+                    self._check_finite(key, value, space)  # a sum may also overflow
+                if full:
+                    self._check_box(key, value, space)
             elif full and not space.contains(values[key]):
                 self._fail(key, f"{values[key]!r} is not in its space {space}.")
 
-    def _check_box(self, key: str, value: NDArray[Any], space: spaces.Box, full: bool) -> None:
-        if value.shape != space.shape:
-            self._fail(key, f"shape {value.shape}, but its space says {space.shape}.")
-        is_float = value.dtype.kind == "f"
-        if is_float and not np.isfinite(value).all():
-            self._fail(
-                key, f"{int((~np.isfinite(value)).sum())} of {value.size} numbers are NaN or inf."
-            )
-        if not full:
-            return
+    def _check_finite(self, key: str, value: NDArray[Any], space: spaces.Box) -> None:
+        missing = np.isneginf(value) & np.isneginf(space.low)
+        bad = int((~np.isfinite(value) & ~missing).sum())
+        if bad:
+            self._fail(key, f"{bad} of {value.size} numbers are NaN or inf.")
+
+    def _check_box(self, key: str, value: NDArray[Any], space: spaces.Box) -> None:
         if space.dtype is not None and not np.can_cast(value.dtype, space.dtype, "same_kind"):
             self._fail(key, f"dtype {value.dtype} cannot be stored as {space.dtype} of its space.")
-        slack = 1e-5 * (1 + np.abs(value)) if is_float else 0
+        slack = 1e-5 * (1 + np.abs(value)) if value.dtype.kind == "f" else 0
         if (value < space.low - slack).any() or (value > space.high + slack).any():
             self._fail(
                 key,

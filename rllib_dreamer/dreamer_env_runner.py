@@ -1,0 +1,65 @@
+"""RLlib's env runner, with every env checked and named in errors."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium as gym
+from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
+from ray.rllib.env.single_agent_env_runner import SingleAgentEnvRunner
+
+from rllib_dreamer.envs import checked_creator
+
+_OF_SINGLE_ENVS = (gym.VectorizeMode.SYNC, gym.VectorizeMode.ASYNC)
+
+
+class DreamerEnvRunner(SingleAgentEnvRunner):
+    """Samples as RLlib does; differs in how it builds envs and in what it does after an error.
+
+    Whatever `config.environment` was given (a name of this package or of Ray Tune, a Gymnasium id,
+    a class), the env is built by `make_env` of `rllib_dreamer.envs`, so that its output is checked.
+    An env that gives no answer within `config.sample_timeout_s` counts as failed.
+
+    A runner whose env failed, and which RLlib asks again, builds its envs anew: the failed episode
+    is not continued.
+    """
+
+    config: AlgorithmConfig
+    _failed = False
+
+    def make_env(self) -> None:
+        """Builds the envs; `self.config` tells RLlib which, so it holds the creator meanwhile."""
+        given = self.config
+        mode = gym.VectorizeMode(given.gym_env_vectorize_mode)
+        if given.env is None or mode not in _OF_SINGLE_ENVS:
+            super().make_env()
+            return
+        self._terminate_workers()
+        self.config = given.copy(copy_frozen=False)
+        self.config.env = checked_creator(given.env, given.sample_timeout_s)
+        try:
+            super().make_env()
+        finally:
+            self.config = given
+
+    def sample(self, **kwargs: Any) -> list[Any]:
+        """Samples as RLlib does.
+
+        Raises:
+            Exception: An env failed, and `config.restart_failed_sub_environments` is False.
+        """
+        if self._failed:
+            self.make_env()
+        self._failed = True
+        episodes: list[Any] = super().sample(**kwargs)
+        self._failed = False
+        return episodes
+
+    def _terminate_workers(self) -> None:
+        """Ends the processes of a vector env; closing it would wait for one that hangs or died."""
+        vector = None if self.env is None else self.env.unwrapped
+        if isinstance(vector, gym.vector.AsyncVectorEnv) and not vector.closed:
+            for process in vector.processes:
+                process.terminate()
+                process.join()
+            vector.closed = True

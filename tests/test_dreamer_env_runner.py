@@ -1,0 +1,272 @@
+"""Envs that misbehave, under RLlib's ways to run several: named, replaced, never half in replay."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import tiny
+from gymnasium import spaces
+from ray import tune
+from ray.rllib.env.single_agent_env_runner import SingleAgentEnvRunner
+
+from rllib_dreamer.dreamer_env_runner import DreamerEnvRunner
+from rllib_dreamer.envs import checked_creator, register_env, wrappers
+from rllib_dreamer.envs.deadline import Deadline
+
+LENGTH = 8
+BAD_STEP = 5
+
+
+class Misbehaving(gym.Env):
+    """Observes the number of its steps; does something wrong at step 5 of its first episode.
+
+    Keys of the config: `fault`: one of `FAULTS`, and `flag`: a path; the fault happens once and
+    leaves a file there.
+    """
+
+    observation_space = spaces.Box(-1.0, 100.0, (3,), np.float32)
+    action_space = spaces.Discrete(2)
+
+    def __init__(self, config: Any) -> None:
+        self.fault, self.flag = config["fault"], config["flag"]
+        self.steps = 0
+
+    def reset(self, *, seed: int | None = None, options: dict | None = None) -> Any:
+        super().reset(seed=seed)
+        self.steps = 0
+        return np.zeros(3, np.float32), {}
+
+    def step(self, action: int) -> Any:
+        self.steps += 1
+        bad = self.steps == BAD_STEP and not self.flag.exists()
+        obs, reward = np.full(3, self.steps, np.float32), 1.0
+        if bad:
+            self.flag.touch()
+            obs, reward = self.misbehave(obs)
+        return obs, reward, False, self.steps == LENGTH, {}
+
+    def misbehave(self, obs: np.ndarray) -> tuple[np.ndarray, float]:
+        if self.fault == "raise":
+            raise ZeroDivisionError("gripper")
+        if self.fault == "hang":
+            threading.Event().wait()
+        if self.fault == "nan":
+            obs[1] = np.nan
+        if self.fault == "shape":
+            obs = obs[:2]
+        return obs, (np.inf if self.fault == "reward" else 1.0)
+
+
+FAULTS = {
+    "raise": r"raised in step\(\) at agent step 5 of its episode: ZeroDivisionError: gripper",
+    "hang": r"hangs in step\(\) at agent step 5 of its episode: no answer within 0.5 s",
+    "nan": "agent step 5 of its episode, key 'vector': 1 of 3 numbers are NaN",
+    "shape": r"agent step 5 of its episode, key 'vector': shape \(2,\), but its space says \(3,\)",
+    "reward": "agent step 5 of its episode, key 'reward': the reward is inf",
+}
+
+
+def config_of(tmp_path: Any, fault: str, *, mode: str = "sync", restart: bool = False) -> Any:
+    config = tiny.tiny_config(Misbehaving, fault=fault, flag=tmp_path / "flag")
+    config.env_runners(
+        num_envs_per_env_runner=2,
+        gym_env_vectorize_mode=mode,
+        rollout_fragment_length=4,
+        sample_timeout_s=0.5 if fault == "hang" else 60,
+    )
+    return config.fault_tolerance(restart_failed_sub_environments=restart)
+
+
+@pytest.fixture
+def runner_of() -> Iterator[Any]:
+    """Builds env runners and stops them."""
+    runners: list[DreamerEnvRunner] = []
+
+    def build(config: Any) -> DreamerEnvRunner:
+        tiny.start_ray()
+        runners.append(DreamerEnvRunner(config=config, worker_index=0))
+        return runners[-1]
+
+    yield build
+    for runner in runners:
+        runner.stop()
+
+
+@pytest.mark.parametrize("mode", ["sync", "async"])
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_is_named_and_the_runner_starts_anew_when_asked_again(
+    tmp_path: Any, runner_of: Any, fault: str, mode: str
+) -> None:
+    runner = runner_of(config_of(tmp_path, fault, mode=mode))
+    (first, second) = runner.sample()
+    assert len(first) == len(second) == 4
+    with pytest.raises(RuntimeError) as error:
+        runner.sample()
+    with pytest.raises(Exception, match=f"Env 'Misbehaving'.*{FAULTS[fault]}"):
+        raise error.value.__cause__  # type: ignore[misc]
+    again = runner.sample()
+    assert {episode.id_ for episode in again}.isdisjoint({first.id_, second.id_})
+    assert all(episode.t_started == 0 and len(episode) == 4 for episode in again)
+
+
+@pytest.mark.parametrize("mode", ["sync", "async"])
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_failed_env_is_replaced_and_its_step_discarded(
+    tmp_path: Any,
+    runner_of: Any,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    fault: str,
+    mode: str,
+) -> None:
+    monkeypatch.setattr(logging.getLogger("ray"), "propagate", True)
+    runner = runner_of(config_of(tmp_path, fault, mode=mode, restart=True))
+    before = runner.sample()
+    after = runner.sample()
+    with pytest.raises(AssertionError, match=f"Env 'Misbehaving'.*{FAULTS[fault]}"):
+        raise AssertionError(caplog.text)
+    assert {e.id_ for e in before}.isdisjoint({e.id_ for e in after})
+    for episode in [*before, *after]:
+        steps = episode.get_observations()[:, 0]
+        np.testing.assert_array_equal(steps, np.arange(5))
+    assert runner.get_metrics()["num_env_step_failures"].peek() == 1
+
+
+def test_a_fault_in_training_stops_it_and_leaves_whole_steps_in_the_replay(tmp_path: Any) -> None:
+    with tiny.built(config_of(tmp_path, "nan")) as algo:
+        algo.train()
+        kept = algo.replay.stats()["steps"]
+        with pytest.raises(RuntimeError) as error:
+            algo.train()
+        assert isinstance(error.value.__cause__, wrappers.EnvOutputError)
+        assert algo.replay.stats()["steps"] == kept == 8  # 2 envs x 4 steps
+
+
+def test_training_goes_on_with_a_replaced_env(tmp_path: Any) -> None:
+    with tiny.built(config_of(tmp_path, "raise", restart=True)) as algo:
+        result = tiny.train_until(algo, 2)
+        assert np.isfinite(result["env_runners"]["episode_return_mean"])
+        assert result["dreamer"]["agent_steps"] % 8 == 0
+        assert np.isfinite(algo.replay.sample()["reward"]).all()
+
+
+@pytest.mark.parametrize("mode", ["sync", "async"])
+def test_several_runners_with_several_envs(mode: str) -> None:
+    config = tiny.tiny_config(length=5)
+    config.env_runners(num_env_runners=2, num_envs_per_env_runner=2, gym_env_vectorize_mode=mode)
+    with tiny.built(config) as algo:
+        result = tiny.train_until(algo, 1)
+        assert algo.env_runner_group.num_healthy_remote_workers() == 2
+        assert result["dreamer"]["agent_steps"] == result["num_env_steps_sampled_lifetime"]
+        assert np.isfinite(result["learners"]["default_policy"]["total_loss"])
+
+
+def test_a_hanging_env_of_a_remote_runner_is_replaced(tmp_path: Any) -> None:
+    """The alarm works in Ray's actors: the runner answers, with its envs built anew."""
+    config = config_of(tmp_path, "hang", restart=True).env_runners(
+        num_env_runners=1, sample_timeout_s=3
+    )
+    with tiny.built(config) as algo:
+        tiny.train_until(algo, 1)
+        assert algo.env_runner_group.num_healthy_remote_workers() == 1
+        assert (tmp_path / "flag").exists()
+
+
+def test_envs_that_cannot_be_built_remotely_say_where_to_look() -> None:
+    config = tiny.tiny_config("Pendulum-v1", no_such_key=1).env_runners(num_env_runners=1)
+    tiny.start_ray()
+    with pytest.raises(RuntimeError, match="no env runner could be built: the errors logged"):
+        config.build_algo()
+
+
+def registered_by_tune() -> str:
+    tune.register_env("two-joints", lambda config: tiny.RandomEnv(config))
+    return "two-joints"
+
+
+@pytest.mark.parametrize(
+    ("env", "name"),
+    [
+        (lambda: "CartPole-v1", "CartPole-v1"),
+        (lambda: tiny.RandomEnv, "RandomEnv"),
+        (lambda: "tiny.RandomEnv", "tiny.RandomEnv"),
+        (registered_by_tune, "two-joints"),
+        (lambda: register_env(tiny.RandomEnv, "registered"), "RandomEnv"),
+    ],
+)
+def test_every_kind_of_env_is_checked(runner_of: Any, env: Any, name: str) -> None:
+    runner = runner_of(tiny.tiny_config(env()))
+    checked = runner.env.unwrapped.envs[0]
+    while not isinstance(checked, wrappers.CheckedEnv):
+        checked = checked.env
+    assert checked.env_id == name
+    assert len(runner.sample()[0]) == 1
+    assert runner.config.env == env()  # as it was given
+
+
+def test_options_of_a_gymnasium_id_need_no_registration(runner_of: Any) -> None:
+    config = tiny.tiny_config("CartPole-v1", observation="pixels", size=32, action_repeat=2)
+    assert runner_of(config).env.single_observation_space.shape == (32, 32, 3)
+
+
+def test_a_vector_env_of_ones_own_is_left_alone(runner_of: Any) -> None:
+    config = tiny.tiny_config("CartPole-v1").env_runners(
+        num_envs_per_env_runner=3, gym_env_vectorize_mode="vector_entry_point"
+    )
+    assert not hasattr(runner_of(config).env.unwrapped, "envs")
+
+
+def test_recording_keeps_rllibs_runner() -> None:
+    config = tiny.tiny_config().offline_data(output="/tmp/episodes")
+    config.env_runners(batch_mode="complete_episodes").validate()
+    assert config.env_runner_cls is None
+    assert issubclass(DreamerEnvRunner, SingleAgentEnvRunner)
+
+
+def test_deadline_ends_a_wait_and_nothing_else() -> None:
+    with pytest.raises(TimeoutError), Deadline(0.05):
+        threading.Event().wait(30)
+    with Deadline(0.05), Deadline(None):
+        pass
+    time.sleep(0.1)
+    assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
+
+
+def test_deadline_does_nothing_in_other_threads() -> None:
+    done = threading.Event()
+
+    def work() -> None:
+        with Deadline(0.05):
+            time.sleep(0.1)
+        done.set()
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert done.is_set()
+
+
+def test_deadline_leaves_an_alarm_of_the_program_alone() -> None:
+    rung: list[int] = []
+    previous = signal.signal(signal.SIGALRM, lambda number, frame: rung.append(number))
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.1)
+        with Deadline(0.05):
+            time.sleep(0.2)
+        assert rung == [signal.SIGALRM]
+    finally:
+        signal.signal(signal.SIGALRM, previous)
+
+
+def test_a_creator_keeps_name_and_timeout() -> None:
+    env = checked_creator("CartPole-v1", timeout_s=2.0)({})
+    assert isinstance(env, wrappers.CheckedEnv)
+    assert env._deadline.seconds == 2.0
