@@ -2,7 +2,7 @@
 
     rllib train file tuned_examples/minigrid_empty.py
 
-Needs `pip install "minigrid>=3,<4"`.
+Needs the extra `minigrid`: `pip install ".[minigrid]"`.
 
 Protocol: MiniGrid-Empty-Random-5x5-v0, start and heading drawn in each episode. The agent sees the
 7x7 fields before it as a 56x56 picture, shrunk to 32x32 RGB, and has 7 actions, of which three
