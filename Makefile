@@ -11,7 +11,7 @@ BIN := $(VENV)/bin
 export VENV PYTHON
 
 .DEFAULT_GOAL := help
-.PHONY: help setup install gl train test test-all check format bench clean
+.PHONY: help setup install gl train test test-all check format bench reproduce clean
 MAKEFLAGS += --no-print-directory
 
 help:  ## list the targets
@@ -49,6 +49,9 @@ bench: setup  ## every benchmark, figures as JSON in BENCH_DIR (ARGS=)
 		name=$$(basename $$file .py); echo "== $$name"; \
 		$(BIN)/python $$file --json $(BENCH_DIR)/$$name.json $(ARGS) || exit 1; \
 	done
+
+reproduce: setup  ## run an experiment to its row in docs/results.md (EXPERIMENT=; none lists them)
+	@exec $(BIN)/python scripts/reproduce.py $(EXPERIMENT) $(ARGS)
 
 clean:  ## remove caches and builds, keep .venv
 	@rm -rf build dist .mypy_cache .pytest_cache .ruff_cache
