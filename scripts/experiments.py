@@ -74,6 +74,12 @@ EXPERIMENTS: dict[str, Experiment] = {
         settings=("env=dmc/cartpole-balance", "training_ratio=256"),
         reference="dmc_proprio",
     ),
+    "minigrid": Experiment(
+        file="tuned_examples/minigrid_empty.py",
+        protocol="MiniGrid-Empty-Random-5x5-v0, 32x32 RGB, 7 actions",
+        seeds=(0, 1),
+        stops=({"agent_steps": 30_000},),
+    ),
     "walker_vision_gpu": Experiment(
         file="tuned_examples/walker.py",
         protocol="dmc walker-walk, 64x64 RGB, action repeat 2, size 12M",

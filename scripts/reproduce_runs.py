@@ -184,15 +184,17 @@ class SeedRun:
 
 
 def commit() -> str:
-    """The commit of this repository, "+" appended where tracked files have changed."""
-    done = subprocess.run(
-        ["git", "describe", "--always", "--abbrev=7", "--dirty=+", "--exclude=*"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return done.stdout.strip() or "unknown"
+    """The commit of this repository, "+" appended where code differs from it."""
+    head = _git("rev-parse", "--short=7", "HEAD")
+    code = ("rllib_dreamer", "tuned_examples", "scripts")  # results are written on the way
+    changed = _git("status", "--porcelain", "--", *code)
+    return f"{head}+" if head and changed else head or "unknown"
+
+
+def _git(*words: str) -> str:
+    """Output of a git command, empty if it fails."""
+    done = subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=False)
+    return done.stdout.strip()
 
 
 def hardware(cuda: bool) -> str:
