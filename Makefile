@@ -11,7 +11,7 @@ BIN := $(VENV)/bin
 export VENV PYTHON
 
 .DEFAULT_GOAL := help
-.PHONY: help setup install gl train test test-all check format bench clean
+.PHONY: help setup install gl train test test-all check format bench reproduce clean
 MAKEFLAGS += --no-print-directory
 
 help:  ## list the targets
@@ -45,6 +45,9 @@ format: install  ## rewrite the code as ruff wants it
 
 bench: setup  ## a short set of every benchmark, one table in BENCH_DIR (ARGS=)
 	@exec $(BIN)/python benchmarks/all.py --quick --out $(BENCH_DIR) $(ARGS)
+
+reproduce: setup  ## run an experiment to its row in docs/results.md (EXPERIMENT=; none lists them)
+	@exec $(BIN)/python scripts/reproduce.py $(EXPERIMENT) $(ARGS)
 
 clean:  ## remove caches and builds, keep .venv
 	@rm -rf build dist .mypy_cache .pytest_cache .ruff_cache

@@ -148,6 +148,8 @@ class DreamerTorch(Algorithm):
         """One update from one batch, whose fresh latents go back to the replay."""
         batch = self._batches.next()
         index = batch.pop("index")
+        if not self.config.replay_context:
+            batch["is_first"][:, 1] = True
         results = self.learner_group.update(
             **self._shards(batch), timesteps={NUM_ENV_STEPS_SAMPLED_LIFETIME: self._agent_steps}
         )

@@ -133,6 +133,7 @@ class DreamerConfig(AlgorithmConfig):
         self.batch_length_T = 64
         self.replay_capacity = 1_000_000
         self.replay_online = True
+        self.replay_context = True
         self.replay_directory: str | None = None
         self.replay_prefetch = 0
         self.store_buffer_in_checkpoints = True
@@ -183,6 +184,7 @@ class DreamerConfig(AlgorithmConfig):
         learner_threads: int | str = NotProvided,
         replay_capacity: int = NotProvided,
         replay_online: bool = NotProvided,
+        replay_context: bool = NotProvided,
         replay_directory: str | None = NotProvided,
         replay_prefetch: int = NotProvided,
         replay_buffer_config: dict[str, Any] = NotProvided,
@@ -230,6 +232,8 @@ class DreamerConfig(AlgorithmConfig):
             learner_threads: CPU threads of each learner; "auto" takes what the machine has.
             replay_capacity: Steps that the replay holds.
             replay_online: Whether every fresh sequence is replayed once before any is drawn.
+            replay_context: Whether a replayed sequence starts from stored latents, else from
+                zero, as an episode does.
             replay_directory: Folder for memory-mapped replay; None keeps it in memory.
             replay_prefetch: Batches prepared ahead by a thread; 0 is repeatable across restarts.
             replay_buffer_config: Of RLlib's DreamerV3Config; only "capacity" is read.

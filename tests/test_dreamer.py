@@ -87,6 +87,17 @@ def test_returns_are_averaged_over_the_latest_episodes() -> None:
         assert means == [10.0, 10.0, 20.0, 27.5, 60.0]
 
 
+@pytest.mark.parametrize("context", [True, False])
+def test_replayed_sequences_start_from_their_context_or_from_zero(context: bool) -> None:
+    config = tiny_config(CountingEnv, length=100, training={"replay_context": context})
+    with built(config) as algo:
+        train_until(algo, 1)
+        resets, shards = [], algo._shards
+        algo._shards = lambda batch: resets.append(batch["is_first"][:, 1]) or shards(batch)
+        algo._update()
+    assert np.all(resets) == (not context)
+
+
 # Training ratio.
 
 

@@ -1,0 +1,104 @@
+"""Runs experiments from scratch to their rows in docs/results.md.
+
+make reproduce EXPERIMENT=cartpole
+
+An interrupted experiment goes on from its last checkpoint when the command is given again, and
+what is finished is not run again. Checkpoints and videos stay in runs/, which git ignores; curves,
+summary and picture go to results/.
+"""
+
+from __future__ import annotations
+
+import json
+from fnmatch import filter as matching
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from experiments import EPISODES, EVALUATION_SEED, EXPERIMENTS, Experiment
+from reproduce_results import Results
+from reproduce_runs import ROOT, SeedRun, write_json
+
+
+def main(
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="EXPERIMENT...", help="Names or patterns; none lists them."),
+    ] = None,
+    runs: Annotated[Path, typer.Option(help="Where checkpoints go.")] = ROOT / "runs",
+    results: Annotated[Path, typer.Option(help="Where curves go.")] = ROOT / "results",
+    page: Annotated[Path, typer.Option(help="Page with the table.")] = ROOT / "docs/results.md",
+) -> None:
+    """Train, evaluate, draw and tabulate experiments; go on with interrupted ones."""
+    if not names:
+        typer.echo("\n".join(f"{name:30} {e.protocol}" for name, e in EXPERIMENTS.items()))
+        return
+    try:
+        for name in chosen(names):
+            run_experiment(name, EXPERIMENTS[name], runs.resolve() / name, Results(results, page))
+    except (ValueError, RuntimeError) as error:
+        typer.echo(f"reproduce: {error}", err=True)
+        raise typer.Exit(1 if isinstance(error, RuntimeError) else 2) from error
+    except KeyboardInterrupt:
+        typer.echo("stopped; the same command goes on from the last checkpoint", err=True)
+        raise typer.Exit(130) from None
+
+
+def chosen(patterns: list[str]) -> list[str]:
+    """The experiments that any of the patterns matches, in the order of the patterns.
+
+    Raises:
+        ValueError: If a pattern matches none.
+    """
+    found = {pattern: matching(EXPERIMENTS, pattern) for pattern in patterns}
+    for pattern, names in found.items():
+        if not names:
+            raise ValueError(
+                f"EXPERIMENT={pattern} matches none of {', '.join(EXPERIMENTS)}: choose one."
+            )
+    return list(dict.fromkeys(name for names in found.values() for name in names))
+
+
+def run_experiment(name: str, experiment: Experiment, folder: Path, results: Results) -> None:
+    """Runs what is missing of an experiment, and writes its results after every evaluation.
+
+    Raises:
+        ValueError: If it cannot run here, or was begun with other settings.
+        RuntimeError: If a training or an evaluation fails.
+    """
+    if experiment.cuda and not torch.cuda.is_available():
+        raise ValueError(f"{name} needs a CUDA device, PyTorch sees none: run it where there is.")
+    check_unchanged(name, experiment, folder / "experiment.json")
+    seeds = [SeedRun(experiment, seed, folder) for seed in experiment.seeds]
+    for run in seeds:
+        for stop, limits in enumerate(experiment.stops):
+            typer.echo(f"{name}, seed {run.seed}, until {limits}")
+            run.train(stop)
+            run.evaluate(stop)
+            results.write(name, experiment, seeds)
+
+
+def check_unchanged(name: str, experiment: Experiment, record: Path) -> None:
+    """Keeps the settings of an experiment with its runs, or compares them with those kept.
+
+    Raises:
+        ValueError: If the experiment was begun with other settings.
+    """
+    values = experiment._asdict() | {"episodes": EPISODES, "evaluation_seed": EVALUATION_SEED}
+    now = json.loads(json.dumps(values))
+    if record.is_file():
+        begun = json.loads(record.read_text())
+        if begun != now:
+            names = sorted(k for k in begun.keys() | now.keys() if begun.get(k) != now.get(k))
+            raise ValueError(
+                f"{name} was begun with other settings ({', '.join(names)}): give the changed "
+                f"experiment a new name, or remove {record.parent} to begin anew."
+            )
+        return
+    record.parent.mkdir(parents=True, exist_ok=True)
+    write_json(record, now)
+
+
+if __name__ == "__main__":
+    typer.run(main)
