@@ -58,6 +58,7 @@ class DreamerCatalog(Catalog):
             given.get("model_size", "12M"), **model_settings(given, self.extra_settings)
         )
         self.loss_config = LossConfig(**given.get("loss", {}))
+        self.fuse = bool(given.get("compile", True))
         self.latent_dims = (self.model_config.feat,)
 
     def obs_spec(self, key: str, space: gym.Space) -> ObsSpec:
@@ -186,7 +187,7 @@ def model_settings(given: Mapping[str, Any], extra: Collection[str] = ()) -> dic
     """
     ours = {field.name for field in fields(ModelConfig)}
     rllib = {field.name for field in fields(DefaultModelConfig)}
-    unknown = sorted(set(given) - ours - rllib - {"model_size", "loss", *extra})
+    unknown = sorted(set(given) - ours - rllib - {"model_size", "loss", "compile", *extra})
     if unknown:
         raise ValueError(
             f"model_config has unknown keys {unknown}: it takes the fields of ModelConfig, "
