@@ -22,7 +22,8 @@ class RLlibUpdate:
         self._shape = case.batch, case.length
         self._learner = rllib_learner(*self._shape)
         self._columns = synthetic_columns(*self._shape)
-        self.parameters = [p for p in self._learner.module.parameters() if p.requires_grad]
+        module = self._learner.module[DEFAULT_MODULE_ID].unwrapped()
+        self.parameters = [p for p in module.parameters() if p.requires_grad]
 
     def __call__(self) -> None:
         """Does it."""

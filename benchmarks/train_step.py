@@ -116,8 +116,9 @@ def figures(case: Case, measured: dict[str, Measured]) -> list[Figure]:
         beside |= {"ratio": median_ratio(wall, theirs), "target_ratio": TARGET_RATIOS.get(kind)}
     rate, ceiling = ours.about["flop"] / statistics.median(wall) / 1e9, ours.about["ceiling"] / 1e9
     memory = ours.about["peak_rss_gib"]
+    unit, factor = ("ms", 1e3) if case.device == "cuda" else ("s", 1.0)
     return [
-        figure(f"update {name}", wall, "s", **beside),
+        figure(f"update {name}", [factor * x for x in wall], unit, **beside),
         figure(f"update {name}, CPU time", [s.cpu for s in ours.samples], "s"),
         Figure(f"update {name}, peak RSS", memory, "GiB", target=TARGET_GIB.get(kind)),
         Figure(

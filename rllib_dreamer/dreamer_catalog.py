@@ -59,6 +59,7 @@ class DreamerCatalog(Catalog):
         )
         self.loss_config = LossConfig(**given.get("loss", {}))
         self.initial_random_steps: int = given.get("initial_random_steps", 0)
+        self.fuse = bool(given.get("compile", True))
         self.latent_dims = (self.model_config.feat,)
 
     def obs_spec(self, key: str, space: gym.Space) -> ObsSpec:
@@ -187,8 +188,8 @@ def model_settings(given: Mapping[str, Any], extra: Collection[str] = ()) -> dic
     """
     ours = {field.name for field in fields(ModelConfig)}
     rllib = {field.name for field in fields(DefaultModelConfig)}
-    known = ours | rllib | {"model_size", "loss", "initial_random_steps", *extra}
-    unknown = sorted(set(given) - known)
+    settings = {"model_size", "loss", "compile", "initial_random_steps", *extra}
+    unknown = sorted(set(given) - ours - rllib - settings)
     if unknown:
         raise ValueError(
             f"model_config has unknown keys {unknown}: it takes the fields of ModelConfig, "

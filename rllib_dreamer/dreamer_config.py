@@ -228,7 +228,8 @@ class DreamerConfig(AlgorithmConfig):
                 faster with it.
             use_float16: True is precision="bfloat16", False is "float32".
             compile: Whether chains of small operations are fused, by native kernels on a CPU and by
-                `torch.compile` on CUDA. Without a C compiler they run one by one.
+                `torch.compile` on CUDA, which was never measured. Without a C compiler they run
+                one by one.
             learner_threads: CPU threads of each learner; "auto" takes what the machine has.
             replay_capacity: Steps that the replay holds.
             replay_online: Whether every fresh sequence is replayed once before any is drawn.
@@ -394,6 +395,7 @@ class DreamerConfig(AlgorithmConfig):
         return super()._model_config_auto_includes | {
             "model_size": self.model_size,
             "symlog_obs": symlog,
+            "compile": self.compile,
             "loss": loss,
             "initial_random_steps": self.initial_random_steps,
         }

@@ -38,7 +38,6 @@ class DreamerTorchLearner(TorchLearner):
         for module_id in self.module.keys():
             agent = self.agent(module_id)
             agent.dtype = resolve_precision(self.config.precision, self._device)
-            agent.fuse = self.config.compile
             if self.distributed:
                 agent.behavior.gather = all_gather
         if self.distributed and self.config.seed is not None:

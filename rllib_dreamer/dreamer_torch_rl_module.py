@@ -11,6 +11,7 @@ from torch import Tensor
 
 from rllib_dreamer.dreamer_catalog import DreamerCatalog
 from rllib_dreamer.model.agent import ActState, Agent
+from rllib_dreamer.model.fuse import fusing
 from rllib_dreamer.spaces import canonical, flatten, restore, unflatten
 
 
@@ -33,6 +34,7 @@ class DreamerTorchRLModule(TorchRLModule, InferenceOnlyAPI):
                 "example to DreamerCatalog."
             )
         self.agent = self.catalog.build_agent()
+        self.agent.fuse = self.catalog.fuse
         if self.inference_only:
             self.agent.keep_acting_parts()
 
@@ -64,7 +66,8 @@ class DreamerTorchRLModule(TorchRLModule, InferenceOnlyAPI):
             for key, space in self.catalog.observation_leaves.items()
         }
         state = ActState(**batch[Columns.STATE_IN])
-        actions, state = self.agent.act(obs, state, explore, random)
+        with fusing(self.agent.fuse):
+            actions, state = self.agent.act(obs, state, explore, random)
         restored = {
             key: restore(actions[key], space).unsqueeze(1)
             for key, space in self.catalog.action_leaves.items()

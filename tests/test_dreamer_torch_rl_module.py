@@ -12,6 +12,7 @@ from ray.rllib.core.columns import Columns
 from tiny import MIXED, RandomEnv, agent_of, assert_same, built, tiny_config, train_until
 
 from rllib_dreamer.dreamer import DreamerTorch
+from rllib_dreamer.model import kernels
 from rllib_dreamer.model.agent import Agent
 from rllib_dreamer.model.distributions import FixedNoise
 from rllib_dreamer.spaces import canonical, flatten, leaf_spaces
@@ -137,3 +138,20 @@ def test_the_initial_state_has_no_batch_axis(algo: DreamerTorch) -> None:
         "action": (2 + 2 * 3,),
     }
     assert state["stoch"].eq(-1).all()
+
+
+@pytest.mark.parametrize("compile", [True, False])
+def test_acting_and_learning_are_fused_or_not(
+    compile: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By native kernels, where they can be built; never with compile=False."""
+    used = []
+    native = kernels.norm_silu
+    monkeypatch.setattr(kernels, "norm_silu", lambda *args: used.append(0) or native(*args))
+    with built(tiny_config(training={"compile": compile})) as algo:
+        algo.env_runner.sample(num_timesteps=1)
+        assert bool(used) == compile
+        used.clear()
+        train_until(algo, 1)
+        assert bool(used) == compile
+        assert agent_of(algo).fuse is algo.env_runner.module.agent.fuse is compile

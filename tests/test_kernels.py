@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import copy
 import logging
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from rllib_dreamer.model import fuse, kernels, kernels_build, ops
 from rllib_dreamer.model.agent import Agent, build_agent
@@ -240,13 +244,71 @@ def test_whole_update() -> None:
         assert {k: e for k, x in reference.items() if (e := error(ours[k], x)) > 1e-4} == {}
 
 
-def test_other_shapes_and_modes_trace_nothing() -> None:
-    before = fuse.compile_counters()
-    agent, _ = agent_and_batch()
+def test_other_shapes_and_modes_build_nothing() -> None:
+    def built() -> tuple[dict, int]:
+        return fuse.compile_counters(), kernels_build.library.cache_info().misses
+
+    agent, batch = agent_and_batch()
     agent.fuse = True
+    agent(batch)
+    before = built()
     for rows, steps in ((2, 3), (3, 5), (1, 2)):
         agent(agent_and_batch(rows, steps)[1])
-    assert fuse.compile_counters() == before
+    assert built() == before
+
+
+class HostReads(TorchDispatchMode):
+    """Notes the operations for which the host would wait for a device."""
+
+    WAITING = ("_local_scalar_dense", "nonzero", "masked_select", "_unique2", "equal")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        if name in self.WAITING:
+            self.seen.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+def plain_update(agent: Agent, batch: dict[str, Tensor], optimizer: LaProp) -> None:
+    """One update by the code that CUDA runs too."""
+    output = agent(batch)
+    optimizer.zero_grad()
+    ops.total_loss(output.losses, agent.scales).backward()
+    optimizer.step()
+    agent.behavior.update_slow_critic()
+
+
+def test_the_host_reads_nothing_during_an_update() -> None:
+    agent, batch = agent_and_batch()
+    optimizer = LaProp([p for p in agent.parameters() if p.requires_grad])
+    with HostReads() as reads:
+        plain_update(agent, batch, optimizer)
+        assert reads.seen == []
+        float(batch["reward"].sum())
+    assert reads.seen == ["_local_scalar_dense"]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("fused", [False, True])
+def test_no_update_on_cuda_waits_for_the_device(fused: bool) -> None:
+    agent, batch = agent_and_batch()
+    agent.to("cuda")
+    agent.fuse = fused
+    batch = {key: x.to("cuda") for key, x in batch.items()}
+    optimizer = LaProp([p for p in agent.parameters() if p.requires_grad])
+    for _ in range(3):  # compiles, and allocates the optimizer's state
+        plain_update(agent, batch, optimizer)
+    traced = fuse.compile_counters()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        plain_update(agent, batch, optimizer)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert fuse.compile_counters() == traced
 
 
 def test_threads_do_not_change_a_result() -> None:
@@ -304,6 +366,23 @@ def test_without_a_compiler_one_warning_and_the_plain_path(
     assert "no-such-compiler" in caplog.text and "Install a C compiler" in caplog.text
 
 
+def test_without_a_compiler_a_whole_update_is_the_plain_one(
+    unbuilt: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("CC", "no-such-compiler")
+    agent, batch = agent_and_batch()
+    found = []
+    for fused in (True, False):
+        twin = copy.deepcopy(agent)
+        twin.fuse = fused
+        params = [p for p in twin.parameters() if p.requires_grad]
+        for _ in range(2):
+            plain_update(twin, batch, LaProp(params, warmup=0, fused=fused))
+        found.append(twin.state_dict())
+    assert all(torch.equal(found[0][key], x) for key, x in found[1].items())
+    assert len(caplog.records) == 1
+
+
 def test_a_failing_compiler_is_named_with_its_message(
     unbuilt: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -322,6 +401,21 @@ def test_kernels_are_compiled_once(unbuilt: Path, monkeypatch: pytest.MonkeyPatc
     assert path.parent == unbuilt and path.exists()
     monkeypatch.setattr(kernels_build, "_compile", lambda *_: pytest.fail("compiled again"))
     assert kernels_build.build(unbuilt) == path
+
+
+def test_the_next_process_compiles_nothing(unbuilt: Path) -> None:
+    code = (
+        "import pathlib, runpy, sys\n"
+        "build = runpy.run_path(sys.argv[1])['build']\n"
+        "build.__globals__['_compile'] = None\n"
+        "print(build(pathlib.Path(sys.argv[2])))"
+    )
+    command = [sys.executable, "-c", code, kernels_build.__file__, str(unbuilt)]
+    refused = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert "'NoneType' object is not callable" in refused.stderr
+    path = kernels_build.build(unbuilt)
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == str(path)
 
 
 def test_a_cache_folder_that_cannot_be_written_to(unbuilt: Path) -> None:

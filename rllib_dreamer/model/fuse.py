@@ -6,6 +6,7 @@ import contextlib
 import functools
 import logging
 from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from typing import Any, ParamSpec, TypeVar
 
 import torch
@@ -18,7 +19,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 logger = logging.getLogger(__name__)
 
-_enabled = False
+_enabled = ContextVar("fusing", default=False)
 
 
 def fused(function: Callable[P, R]) -> Callable[P, R]:
@@ -37,7 +38,7 @@ def fused(function: Callable[P, R]) -> Callable[P, R]:
         assert isinstance(x, Tensor)
         if native(x):
             return getattr(kernels, function.__name__)(*args, **kwargs)
-        if not _enabled or x.device.type == "cpu" or not can_compile():
+        if not _enabled.get() or x.device.type == "cpu" or not can_compile():
             return function(*args, **kwargs)
         if not compiled:
             compiled.append(torch.compile(function, dynamic=True))
@@ -48,18 +49,17 @@ def fused(function: Callable[P, R]) -> Callable[P, R]:
 
 @contextlib.contextmanager
 def fusing(enabled: bool) -> Iterator[None]:
-    """Within this context, fused functions take their fast form (or not)."""
-    global _enabled
-    before, _enabled = _enabled, enabled
+    """Within this context, fused functions take their fast form (or not) in this thread."""
+    token = _enabled.set(enabled)
     try:
         yield
     finally:
-        _enabled = before
+        _enabled.reset(token)
 
 
 def native(x: Tensor) -> bool:
     """Whether native kernels are to be used for x, here and now."""
-    return _enabled and kernels.accepts(x) and kernels.available()
+    return _enabled.get() and kernels.accepts(x) and kernels.available()
 
 
 @functools.cache

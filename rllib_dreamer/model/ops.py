@@ -208,23 +208,21 @@ def upsample_conv(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     Returns:
         (n, h, w, 4 * O), channels as (row parity, column parity, O).
     """
-    fold = _FOLD.to(weight)
+    fold = _fold_matrix(weight.device).to(weight.dtype)
     phases = torch.einsum("pau,qbv,ocuv->pqocab", fold, fold, weight)  # (2, 2, O, C, 3, 3)
     phases = phases.flatten(0, 2)  # (4 * O, C, 3, 3)
     y = F.conv2d(x, phases, bias.repeat(4), padding=1)  # (n, 4 * O, h, w)
     return y.permute(0, 2, 3, 1)  # (n, h, w, 4 * O)
 
 
-def _fold_matrix() -> Tensor:
-    """(phase, tap of the 3-kernel, tap of the 5-kernel): 1 if both fall on the same small pixel."""
-    fold = torch.zeros(2, 3, 5)
-    for phase in range(2):
-        for tap in range(5):
-            fold[phase, (phase + tap - 2) // 2 + 1, tap] = 1.0
-    return fold
+def _fold_matrix(device: torch.device) -> Tensor:
+    """(phase, tap of the 3-kernel, tap of the 5-kernel): True if both fall on one small pixel.
 
-
-_FOLD = _fold_matrix()
+    Made on the device each time: a copy from the host would make it wait, in every update.
+    """
+    phase, small, tap = (torch.arange(n, device=device) for n in (2, 3, 5))
+    pixel = (phase.unsqueeze(-1) + tap - 2) // 2 + 1  # (2, 5)
+    return pixel.unsqueeze(1) == small.unsqueeze(-1)  # (2, 3, 5)
 
 
 def symexp_bins(count: int) -> Tensor:
