@@ -115,7 +115,9 @@ class TestLoggers:
             numbers = {key: x for key, x in plain.items() if isinstance(x, float)}
             unknown = {key for key, x in numbers.items() if not math.isfinite(x)}
             # Some of Ray's own are NaN until the first episode, evaluation or update has ended.
-            ours = r"dreamer/|learners/default_policy/(?!num_)|env_runners/episode_(return|len)_mean"
+            ours = (
+                r"dreamer/|learners/default_policy/(?!num_)|env_runners/episode_(return|len)_mean"
+            )
             assert not [key for key in unknown if re.match(ours, key)]
             assert not [key for key in plain if key.endswith(EPISODE)]
 
