@@ -8,21 +8,19 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from ray.rllib.callbacks.callbacks import RLlibCallback
 from ray.rllib.core import DEFAULT_MODULE_ID
+from ray.rllib.core.learner.learner import Learner
 
 from rllib_dreamer.evaluation.environments import frame_of
 from rllib_dreamer.policy import imagination
 from rllib_dreamer.policy.policy import SeededNoise
 from rllib_dreamer.spaces import flatten
-
-if TYPE_CHECKING:
-    from rllib_dreamer.dreamer_torch_learner import DreamerTorchLearner
 
 EPISODE = "episode_frames"
 """Metric of an evaluation runner: the frames (T, h, w, C) of an episode."""
@@ -74,19 +72,20 @@ class EpisodeRecorder(RLlibCallback):
 
 
 def open_loop_frames(
-    learner: DreamerTorchLearner, rows: Mapping[str, np.ndarray], context: int
+    learner: Learner, rows: Mapping[str, np.ndarray], context: int
 ) -> dict[str, NDArray[np.uint8]]:
     """Has a learner's world model filter the beginning of replayed rows and imagine the rest.
 
     Args:
-        learner: The learner.
+        learner: A learner of `DreamerTorch`.
         rows: As `Replay.peek` gives them, (B, T + 1, ...).
         context: Steps to filter.
 
     Returns:
         By image leaf (B, T, h, w, C); none if a custom decoder cannot show pictures.
     """
-    module, agent = learner.module[DEFAULT_MODULE_ID].unwrapped(), learner.agent()
+    module = learner.module[DEFAULT_MODULE_ID].unwrapped()
+    agent = module.agent
     if not hasattr(agent.world.decoder, "predictions"):
         return {}
     device = next(agent.parameters()).device

@@ -41,6 +41,7 @@ _CANDIDATES = 32  # sequences that those are chosen from
 _FPS = 20.0
 _OPEN_LOOP_FPS = 8.0
 _GIF_FRAMES = 100
+_PALETTE_FRAMES = 4
 
 
 class Film(NamedTuple):
@@ -156,12 +157,19 @@ def write_event(folder: str | Path, film: Film) -> None:
 
 
 def _gif(frames: np.ndarray, fps: float) -> bytes:
-    """Frames (T, h, w, 3) as an animated GIF that starts over at its end."""
-    first, *others = [Image.fromarray(frame) for frame in frames]
+    """Frames (T, h, w, 3) as an animated GIF that starts over at its end.
+
+    All share one palette, that of a few of them: one for each frame takes ten times as long.
+    """
+    few = np.linspace(0, len(frames) - 1, _PALETTE_FRAMES).round().astype(int)
+    palette = Image.fromarray(np.concatenate(frames[few])).quantize(dither=Image.Dither.NONE)
+    first, *others = [
+        Image.fromarray(frame).quantize(palette=palette, dither=Image.Dither.NONE)
+        for frame in frames
+    ]
     buffer = io.BytesIO()
-    first.save(
-        buffer, "GIF", save_all=True, append_images=others, duration=round(1000 / fps), loop=0
-    )
+    timing = {"duration": round(1000 / fps), "loop": 0}
+    first.save(buffer, "GIF", save_all=True, append_images=others, optimize=False, **timing)
     return buffer.getvalue()
 
 
