@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-import pyarrow.fs  # type: ignore[import-untyped]
+import pyarrow.fs
 from PIL import Image
 from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.utils.metrics import ENV_RUNNER_RESULTS, EVALUATION_RESULTS
-from tensorboardX.event_file_writer import EventsWriter  # type: ignore[import-untyped]
-from tensorboardX.proto.event_pb2 import Event  # type: ignore[import-untyped]
-from tensorboardX.proto.summary_pb2 import Summary  # type: ignore[import-untyped]
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event
+from tensorboardX.proto.summary_pb2 import Summary
 
 from rllib_dreamer.evaluation import videos
 from rllib_dreamer.evaluation.recorder import EPISODE, VIDEOS, open_loop_frames
