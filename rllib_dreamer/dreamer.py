@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from ray.exceptions import RayError
 from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.core import DEFAULT_MODULE_ID
@@ -57,6 +58,8 @@ class DreamerTorch(Algorithm):
         self._agent_steps = self._updates = self._training_steps = 0
         self._rate_mark = (time.monotonic(), 0, 0)
         self._last_returns: dict[str, float] = {}
+        self._skipped_in_a_row = 0
+        self._without_steps_since: float | None = None
         self._ratio = TrainingRatio(cfg.training_ratio, cfg.batch_size_B * cfg.batch_length_T)
         self._action_repeat = action_repeat(cfg.env, cfg.env_config)
         self._description = self._on_learners(_describe_learner)[0]
@@ -77,8 +80,14 @@ class DreamerTorch(Algorithm):
 
     def _on_learners(self, function: Any) -> list[Any]:
         """Calls a function with every learner; results in the order of a batch's shards."""
-        results = self.learner_group.foreach_learner(function)
-        return [r.get() for r in sorted(results, key=lambda r: r.actor_id or 0)]
+        results = sorted(
+            self.learner_group.foreach_learner(function), key=lambda r: r.actor_id or 0
+        )
+        values = [r.get() for r in results]
+        for result, value in zip(results, values, strict=True):
+            if not result.ok:
+                raise _lost_learner(value)
+        return values
 
     def describe(self) -> str:
         """What was built, for a person: devices, precision, sizes and the replay's memory."""
@@ -116,29 +125,67 @@ class DreamerTorch(Algorithm):
 
     def _sample(self) -> None:
         """Steps the environments and puts what they gave into the replay."""
-        episodes, results = synchronous_parallel_sample(
-            worker_set=self.env_runner_group,
-            concat=True,
-            sample_timeout_s=self.config.sample_timeout_s,
-            _uses_new_env_runners=True,
-            _return_metrics=True,
-        )
+        try:
+            episodes, results = synchronous_parallel_sample(
+                worker_set=self.env_runner_group,
+                concat=True,
+                sample_timeout_s=self.config.sample_timeout_s,
+                _uses_new_env_runners=True,
+                _return_metrics=True,
+            )
+        except RuntimeError as error:
+            if error.args or error.__cause__ is None:
+                raise
+            raise _failed_env(self.config.env, error.__cause__) from error.__cause__
+        self._check_steps_arrive(bool(episodes))
         self.metrics.aggregate(results, key=ENV_RUNNER_RESULTS)
-        self._agent_steps += self.replay.add(episodes)
+        self.replay.end_all_but(episodes)
+        for episode in episodes:  # one by one, so that the steps before a refused one count
+            self._agent_steps += self.replay.add([episode])
+
+    def _check_steps_arrive(self, arrived: bool) -> None:
+        """Stops a run whose env runners all fail or hang, and that would restart them for ever."""
+        now, limit = time.monotonic(), self.config.env_runner_restore_timeout_s
+        since = None if arrived else self._without_steps_since or now
+        self._without_steps_since = since
+        if since is not None and now - since > limit:
+            raise RuntimeError(
+                f"no env runner gave a step for {now - since:.0f} s "
+                f"(env_runner_restore_timeout_s={limit:g}): the env fails or hangs in all of them, "
+                "or their machines are gone. num_env_runners=0 shows the env's error, "
+                "sample_timeout_s is what a slow env is given."
+            )
 
     def _update(self) -> None:
         """One update from one batch, whose fresh latents go back to the replay."""
         batch = self._batches.next()
         index = batch.pop("index")
-        results = self.learner_group.update(
-            **self._shards(batch), timesteps={NUM_ENV_STEPS_SAMPLED_LIFETIME: self._agent_steps}
-        )
+        try:
+            results = self.learner_group.update(
+                **self._shards(batch), timesteps={NUM_ENV_STEPS_SAMPLED_LIFETIME: self._agent_steps}
+            )
+        except RayError as error:
+            raise _lost_learner(error) from None
         self.metrics.aggregate(results, key=LEARNER_RESULTS)
         latents = self._on_learners(lambda learner: learner.take_latents())
-        if None not in latents:
+        skipped = None in latents
+        self._count_skipped(skipped)
+        if not skipped:
             deter, stoch = (np.concatenate(parts) for parts in zip(*latents, strict=True))
             self.replay.update_latents(index[:, 1:], deter, stoch)
         self._updates += 1
+
+    def _count_skipped(self, skipped: bool) -> None:
+        """Counts updates that the learners skipped, here, where the error reaches the user."""
+        self._skipped_in_a_row = self._skipped_in_a_row + 1 if skipped else 0
+        most = self.config.max_nonfinite_updates
+        if self._skipped_in_a_row >= most:
+            raise RuntimeError(
+                f"{most} updates in a row had a NaN or infinite gradient "
+                f"(max_nonfinite_updates={most}): look at the losses, "
+                "check observations and rewards for NaN, lower lr, or use precision='float32'; the "
+                "last checkpoint is from before."
+            )
 
     def _shards(self, batch: dict[str, np.ndarray]) -> dict[str, Any]:
         """The batch as an argument of `LearnerGroup.update`: whole, or cut in rows for learners."""
@@ -246,6 +293,26 @@ class DreamerTorch(Algorithm):
         self._batches.close()
         self.replay.close()
         super().cleanup()
+
+
+def _failed_env(env: Any, cause: BaseException) -> RuntimeError:
+    """The error of an env that failed in a local env runner, in words; RLlib's has none."""
+    died = " (a process of a sub-environment died: killed, or out of memory)"
+    return RuntimeError(
+        f"env {env} failed in step(): {type(cause).__name__}: {cause}"
+        f"{died if isinstance(cause, (EOFError, ConnectionError)) else ''}. "
+        "config.fault_tolerance(restart_failed_sub_environments=True) builds it anew and goes on"
+    )
+
+
+def _lost_learner(error: BaseException) -> RuntimeError:
+    """The error of a learner's process, with what to do about it."""
+    reason = " ".join(str(error).split())[:300]
+    return RuntimeError(
+        f"a learner was lost, and Ray starts no learner again: {reason}. Go on from the last "
+        "checkpoint: `rllib train ... --resume`, or --max-failures N to do so by itself, or "
+        "Algorithm.from_checkpoint(path)"
+    )
 
 
 def _describe_learner(learner: DreamerTorchLearner) -> dict[str, Any]:

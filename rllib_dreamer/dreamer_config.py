@@ -13,6 +13,7 @@ from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 from ray.rllib.utils.schedules.scheduler import Scheduler
 
 from rllib_dreamer.dreamer_catalog import DreamerCatalog
+from rllib_dreamer.dreamer_env_runner import DreamerEnvRunner
 from rllib_dreamer.dreamer_torch_rl_module import DreamerTorchRLModule
 from rllib_dreamer.hardware import PRECISIONS
 from rllib_dreamer.model.sizes import LossConfig, model_config
@@ -127,9 +128,12 @@ class DreamerConfig(AlgorithmConfig):
         self.broadcast_interval = 1
         # RLlib's own settings.
         self.train_batch_size = None
+        self.env_runner_cls = DreamerEnvRunner
         self.num_env_runners = 0
         self.rollout_fragment_length = 1
         self.min_time_s_per_iteration = 5
+        self.delay_between_env_runner_restarts_s = 5.0  # all other runners wait for it
+        self.env_runner_restore_timeout_s = 600.0
         self.metrics_num_episodes_for_smoothing = 10
         self.enable_rl_module_and_learner = True
         self.enable_env_runner_and_connector_v2 = True

@@ -38,6 +38,7 @@ RANKS = {
     "model.behavior": 4,
     "model.agent": 5,
     "dreamer_catalog": 6,
+    "dreamer_env_runner": 6,
     "dreamer_torch_rl_module": 7,
     "dreamer_config": 8,
     "dreamer_torch_learner": 9,
