@@ -107,7 +107,7 @@ def wait_for(condition: Callable[[], Any], seconds: float = 120) -> None:
 
 
 def iterations(folder: Path) -> list[int]:
-    lines = next(folder.glob("*/result.json")).read_text().splitlines()
+    lines = [line for file in folder.glob("*/result.json") for line in file.open()]
     return [json.loads(line)["training_iteration"] for line in lines]
 
 
@@ -480,8 +480,8 @@ def test_ctrl_c_leaves_a_checkpoint_and_kill_9_can_be_resumed(
     finish(process)
     saved = max(marks(folder))
 
-    process = start(*words, "--resume", "--checkpoint-freq", 1000, "--stop", "{}")
     before = len(iterations(folder))
+    process = start(*words, "--resume", "--checkpoint-freq", 1000, "--stop", "{}")
     wait_for(lambda: len(iterations(folder)) > before + 1)
     process.send_signal(signal.SIGINT)
     code, out, err = finish(process)
