@@ -107,7 +107,8 @@ def wait_for(condition: Callable[[], Any], seconds: float = 120) -> None:
 
 
 def iterations(folder: Path) -> list[int]:
-    lines = [line for file in folder.glob("*/result.json") for line in file.open()]
+    files = folder.glob("*/result.json")
+    lines = [line for file in files for line in file.read_text().splitlines()]
     return [json.loads(line)["training_iteration"] for line in lines]
 
 
