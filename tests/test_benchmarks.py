@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import typer
+from tiny import start_ray
 from typer.testing import CliRunner
 
 FOLDER = Path(__file__).resolve().parents[1] / "benchmarks"
@@ -32,6 +33,7 @@ SMALL = {
 @pytest.fixture(autouse=True)
 def importable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(FOLDER))
+    start_ray()  # a benchmark would start one whose workers can't import what tests define
 
 
 def load(name: str) -> ModuleType:

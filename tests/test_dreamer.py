@@ -204,7 +204,7 @@ def test_restoring_one_component(saved: Any) -> None:
 
 FRESH = """
 import json, sys, ray
-ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False)
 from ray.rllib.algorithms.algorithm import Algorithm
 assert "rllib_dreamer" not in sys.modules
 algo = Algorithm.from_checkpoint(sys.argv[1])

@@ -126,7 +126,7 @@ def test_names_survive_a_new_ray_cluster():
     ray.shutdown()
     envs.register_envs()
     for _ in range(2):
-        ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
+        ray.init("local", num_cpus=1, include_dashboard=False, log_to_driver=False)
         try:
             envs.register_envs()
             envs.register_envs()

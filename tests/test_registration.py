@@ -28,7 +28,7 @@ def no_cluster() -> Iterator[None]:
 
 def test_the_name_survives_a_new_cluster(no_cluster: None) -> None:
     for _ in range(2):
-        ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
+        ray.init("local", num_cpus=1, include_dashboard=False, log_to_driver=False)
         assert get_trainable_cls("DreamerTorch") is DreamerTorch
         assert _global_registry.contains(ENV_CREATOR, "dmc/walker-walk")
         ray.shutdown()

@@ -124,6 +124,7 @@ def start_ray() -> None:
     """Starts Ray for this and later modules, unless it runs; it ends with the process."""
     if not ray.is_initialized():
         ray.init(
+            address="local",
             num_cpus=4,
             include_dashboard=False,
             log_to_driver=False,

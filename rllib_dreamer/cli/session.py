@@ -39,7 +39,10 @@ def ray_session(address: str | None, verbose: bool) -> Iterator[None]:
         yield
         return
     local = address is None and not os.environ.get("RAY_ADDRESS")
-    options: dict[str, Any] = {"include_dashboard": False} if local else {"address": address}
+    # Without an address Ray joins any cluster that it finds on the machine, also a stranger's.
+    options: dict[str, Any] = {"address": "local", "include_dashboard": False}
+    if not local:
+        options = {"address": address}
     try:
         ray.init(
             log_to_driver=verbose,
