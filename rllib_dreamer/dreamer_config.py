@@ -62,6 +62,9 @@ _RANGES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "replay_capacity": ("a whole number >= 1", lambda v: _count(v, 1)),
     "broadcast_interval": ("a whole number >= 1", lambda v: _count(v, 1)),
     "max_nonfinite_updates": ("a whole number >= 1", lambda v: _count(v, 1)),
+    "num_envs_per_env_runner": ("a whole number >= 1", lambda v: _count(v, 1)),
+    "num_env_runners": ("a whole number >= 0", lambda v: _count(v, 0)),
+    "num_learners": ("a whole number >= 0", lambda v: _count(v, 0)),
     "warmup_updates": ("a whole number >= 0", lambda v: _count(v, 0)),
     "replay_prefetch": ("a whole number >= 0", lambda v: _count(v, 0)),
     "initial_random_steps": ("a whole number >= 0", lambda v: _count(v, 0)),
@@ -81,6 +84,25 @@ _RANGES: dict[str, tuple[str, Callable[[Any], bool]]] = {
 }
 
 
+class _PartRate:
+    """The learning rate of a part of the agent: where none is set it reads as `lr`.
+
+    A value that is set, or None, lies in the config's dict under the field's own name.
+    """
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = name
+
+    def __get__(self, config: DreamerConfig | None, owner: type) -> Any:
+        if config is None:
+            return self
+        own = config.__dict__[self._name]
+        return config.lr if own is None else own
+
+    def __set__(self, config: DreamerConfig, value: Any) -> None:
+        config.__dict__[self._name] = value
+
+
 class DreamerConfig(AlgorithmConfig):
     """Configuration of `DreamerTorch`.
 
@@ -94,6 +116,10 @@ class DreamerConfig(AlgorithmConfig):
         )
         config.build_algo().train()
     """
+
+    world_model_lr = _PartRate()
+    actor_lr = _PartRate()
+    critic_lr = _PartRate()
 
     def __init__(self, algo_class: type | None = None) -> None:
         """Sets the published values."""
@@ -117,9 +143,7 @@ class DreamerConfig(AlgorithmConfig):
         self.optimizer = "laprop"
         self.grad_clip_norm: float | None = None
         self.lr = 4e-5
-        self.world_model_lr: Any = None
-        self.actor_lr: Any = None
-        self.critic_lr: Any = None
+        self.world_model_lr = self.actor_lr = self.critic_lr = None
         self.agc = 0.3
         self.warmup_updates = 1000
         self.weight_decay = 0.0
@@ -199,7 +223,7 @@ class DreamerConfig(AlgorithmConfig):
 
         Args:
             model_size: "1M", "12M", "25M", "50M", "100M", "200M" or "400M" parameters; XS, S, M, L
-                and XL stand for 12M to 200M.
+                and XL stand for 12M to 200M, and RLlib's smaller sizes for 1M.
             training_ratio: Replayed steps per agent step, > 0. With 16 x 64 steps a batch, 256
                 means one update every 4 agent steps. Held exactly.
             batch_size_B: Rows of a batch over all learners; a multiple of `num_learners`.
@@ -350,11 +374,11 @@ class DreamerConfig(AlgorithmConfig):
         """Checks `lr` and the rates of the single parts: numbers or schedules, none missing."""
         for part in PARTS:
             name = f"{part}_lr"
-            own = getattr(self, name)
-            if own is None and self.lr is None:
+            rate = getattr(self, name)
+            if rate is None:
                 self._value_error(f"`{name}` and `lr` are both None: set either, `lr` is for all.")
             Scheduler.validate(
-                fixed_value_or_schedule=self.lr if own is None else own,
+                fixed_value_or_schedule=rate,
                 setting_name=name,
                 description="learning rate",
             )

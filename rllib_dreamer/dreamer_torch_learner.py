@@ -59,13 +59,12 @@ class DreamerTorchLearner(TorchLearner):
         )
         for name, part in parts.items():
             params = list(part.parameters())
-            own = getattr(config, f"{name}_lr")
             self.register_optimizer(
                 module_id=module_id,
                 optimizer_name=name,
                 optimizer=make_optimizer(params, config),
                 params=params,
-                lr_or_lr_schedule=config.lr if own is None else own,
+                lr_or_lr_schedule=getattr(config, f"{name}_lr"),
             )
 
     def before_gradient_based_update(self, *, timesteps: dict[str, Any]) -> None:

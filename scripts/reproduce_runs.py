@@ -1,7 +1,7 @@
 """One seed of an experiment: training in stretches, and the evaluations on the way.
 
-A run may be interrupted at any time, by Ctrl-C or a crash; the next call goes on from its last
-checkpoint. Every such stretch is on record with what it cost.
+A run may be interrupted at any time, by Ctrl-C, SIGTERM or a crash; the next call goes on from its
+last checkpoint. Every such stretch is on record with what it cost.
 """
 
 from __future__ import annotations
@@ -11,10 +11,11 @@ import json
 import os
 import platform
 import shutil
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -138,9 +139,10 @@ class SeedRun:
             words = ["evaluate", str(self.tune_folder), "--which", "last"]
             words += ["--episodes", str(EPISODES), "--seed", str(EVALUATION_SEED)]
             words += ["--save-dir", str(folder), "--file", str(ROOT / self.experiment.file)]
-            done = subprocess.run([*RLLIB, *words], env=self._environment(), check=False)
-            if done.returncode != 0:
-                raise RuntimeError(f"the evaluation ended with exit code {done.returncode}.")
+            with command([*RLLIB, *words], self._environment()) as process:
+                code = process.wait()
+            if code != 0:
+                raise RuntimeError(f"the evaluation ended with exit code {code}.")
         metrics: dict[str, Any] = json.loads((folder / "metrics.json").read_text())
         with (folder / "episodes.csv").open() as rows:
             metrics["episode_returns"] = [float(row.split(",")[2]) for row in list(rows)[1:]]
@@ -171,16 +173,35 @@ class SeedRun:
             hardware(self.experiment.cuda),
             reached=False,
         )
-        process = subprocess.Popen([*RLLIB, *words], env=self._environment())
-        clock, code = CpuClock(process.pid), None
-        while code is None:
-            # Ctrl-C reaches the command too, which saves a checkpoint before it ends.
-            with contextlib.suppress(subprocess.TimeoutExpired, KeyboardInterrupt):
-                code = process.wait(SAMPLE_SECONDS)
-            seconds = time.monotonic() - begun
-            stretch = stretch._replace(seconds=seconds, cpu_seconds=clock.read(), reached=code == 0)
-            write_json(self._record, [s._asdict() for s in (*earlier, stretch)])
+        with command([*RLLIB, *words], self._environment()) as process:
+            clock, code = CpuClock(process.pid), None
+            while code is None:
+                # Ctrl-C reaches the command too, which saves a checkpoint before it ends.
+                with contextlib.suppress(subprocess.TimeoutExpired, KeyboardInterrupt):
+                    code = process.wait(SAMPLE_SECONDS)
+                seconds, used = time.monotonic() - begun, clock.read()
+                stretch = stretch._replace(seconds=seconds, cpu_seconds=used, reached=code == 0)
+                write_json(self._record, [s._asdict() for s in (*earlier, stretch)])
         return code
+
+
+@contextlib.contextmanager
+def command(words: Sequence[str], environment: dict[str, str]) -> Iterator[subprocess.Popen[bytes]]:
+    """Starts a command that ends with this process: SIGTERM, unlike Ctrl-C, reaches one of them.
+
+    Args:
+        words: The command line.
+        environment: Its environment variables.
+
+    Yields:
+        The process; it is waited for at the end.
+    """
+    with subprocess.Popen(words, env=environment) as process:
+        earlier = signal.signal(signal.SIGTERM, lambda number, frame: process.send_signal(number))
+        try:
+            yield process
+        finally:
+            signal.signal(signal.SIGTERM, earlier)
 
 
 def commit() -> str:

@@ -26,7 +26,7 @@ from rllib_dreamer.cli.overrides import apply_overrides, check_stop, parse_stop,
 from rllib_dreamer.cli.progress import ABSENT, TrialView, as_line, as_table
 from rllib_dreamer.cli.reporter import SCORE, RunReporter
 from rllib_dreamer.cli.resume import find_experiment, mend_experiment
-from rllib_dreamer.cli.stopping import StopCondition
+from rllib_dreamer.cli.stopping import STOP_ALIASES, StopCondition
 from rllib_dreamer.cli.train import checkpoint_config, wandb_loggers
 
 PPO_FILE = """
@@ -151,6 +151,23 @@ def options(**values: Any) -> TrainOptions:
         (["train", "file", "{dir}/own.py", "--run", "DQN"], "--run DQN does not fit the file"),
         (["train", "file", "{dir}/own.py", "--set", "lrr=1"], "no field 'lrr'.*did you mean.*lr"),
         (["train", "file", "{dir}/own.py", "--stop", "{x"], "--stop is no valid JSON"),
+        (
+            ["train", "file", "{dir}/own.py", "--stop", '{"env_stepz": 5}'],
+            r"--stop: unknown metric 'env_stepz' \(did you mean env_steps",
+        ),
+        (
+            ["train", "file", "{dir}/own.py", "--storage-path", "{dir}/own.py"],
+            "--storage-path: .*own.py: File exists",
+        ),
+        (
+            ["train", "file", "{dir}/own.py", "--storage-path", "s3://bucket"],
+            "--storage-path: got s3://bucket; must be a local or mounted folder",
+        ),
+        (
+            ["train", "--env", "CartPole-v1", "--set", "num_envs_per_env_runner=0"],
+            "`num_envs_per_env_runner`=0 must be a whole number >= 1.$",
+        ),
+        (["plot", "{dir}/none"], "run: got '.*none', which does not exist"),
         (["train", "file", "{dir}/own.py", "--resume", "{dir}/none"], "--resume: .* is no folder"),
         (["train", "file", "{dir}/own.py", "--wandb-key", "k"], "--wandb-project is missing"),
         (["train", "file", "{dir}/own.py", "--set", "minibatch_size=999"], "config is refused"),
@@ -296,6 +313,8 @@ def test_stop_must_map_names_to_numbers(stop: str) -> None:
 
 def test_no_stop_is_no_limit() -> None:
     assert check_stop(None, "here") == {}
+    others = ["env_runners/episode_len_mean", "training_iteration", "num_agent_steps_sampled"]
+    assert list(check_stop(dict.fromkeys([*others, *STOP_ALIASES], 1), "here"))[:3] == others
 
 
 def test_missing_wandb_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -145,6 +145,15 @@ def test_a_script_for_rllibs_own_dreamer_works_after_changing_the_import() -> No
     assert ours.precision == "float32"
 
 
+def test_learning_rates_of_the_parts_are_lr_unless_they_are_set() -> None:
+    default = DreamerConfig()
+    config = DreamerConfig().training(actor_lr=2 * default.actor_lr, lr=1e-3)
+    for other in (config, *(trip(config) for trip in round_trips().values())):
+        assert (other.world_model_lr, other.actor_lr, other.critic_lr) == (1e-3, 8e-5, 1e-3)
+    assert config.to_dict()["critic_lr"] is None  # so that a search over `lr` moves it
+    assert config.update_from_dict({"lr": 1e-2}).critic_lr == 1e-2
+
+
 @pytest.mark.parametrize(("given", "precision"), [(True, "bfloat16"), (False, "float32")])
 def test_use_float16(given: bool, precision: str) -> None:
     assert DreamerConfig().training(use_float16=given).precision == precision

@@ -24,6 +24,7 @@ from tiny import IMAGE, MODEL, VECTOR, RandomEnv, built, tiny_config
 from rllib_dreamer import cli
 from rllib_dreamer.cli import app as cli_app
 from rllib_dreamer.dreamer_catalog import action_spec, obs_spec
+from rllib_dreamer.envs import make_env
 from rllib_dreamer.evaluation.environments import build_env, check_spaces
 from rllib_dreamer.evaluation.episodes import Episode, Rules, play
 from rllib_dreamer.evaluation.run import evaluate
@@ -256,23 +257,38 @@ class TestWorldModel:
         np.testing.assert_allclose(cont, 1.0, atol=1e-4)
 
 
+def rewards_of(env: Any) -> list[float]:
+    env.reset(seed=1)
+    return [env.step(np.array([0.5], np.float32))[1] for _ in range(3)]
+
+
 class TestEnvironments:
     def test_kinds_of_names(self) -> None:
-        assert isinstance(build_env(Walk, {"length": 3}), Walk)
+        assert isinstance(build_env(Walk, {"length": 3}).unwrapped, Walk)
         assert build_env("CartPole-v1").render_mode == "rgb_array"
-        assert isinstance(build_env(f"{RandomEnv.__module__}.RandomEnv", {"length": 3}), RandomEnv)
+        path = f"{RandomEnv.__module__}.RandomEnv"
+        assert isinstance(build_env(path, {"length": 3}).unwrapped, RandomEnv)
+
+    @pytest.mark.parametrize("observation", ["state", "pixels"])
+    def test_gymnasium_ids_take_the_env_config_of_training(self, observation: str) -> None:
+        config = {"observation": observation, "action_repeat": 2, "g": 9.0}
+        config |= {"size": 32} if observation == "pixels" else {}
+        built, trained = build_env("Pendulum-v1", config), make_env("Pendulum-v1", config)
+        assert built.observation_space == trained.observation_space
+        assert built.unwrapped.g == 9.0 and built.render_mode == "rgb_array"
+        assert rewards_of(built) == rewards_of(trained)
 
     def test_a_name_registered_with_tune(self) -> None:
         from ray import tune
 
         tune.register_env("walk-of-this-test", Walk)
         env = build_env("walk-of-this-test", {"length": 4})
-        assert isinstance(env, Walk) and env.config == {"length": 4}
+        assert isinstance(env.unwrapped, Walk) and env.unwrapped.config == {"length": 4}
 
     def test_unknown_or_not_installed(self) -> None:
         with pytest.raises(ValueError, match="CartPole-v1"):
             build_env("CartPole-v9")
-        with pytest.raises(ValueError, match=r"'no_such_package\.Env' cannot be built: No module"):
+        with pytest.raises(ValueError, match=r"Unknown env 'no_such_package\.Env'"):
             build_env("no_such_package.Env")
 
     def test_of_another_kind(self) -> None:

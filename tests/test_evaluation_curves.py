@@ -14,6 +14,7 @@ import typer
 from typer.testing import CliRunner
 
 from rllib_dreamer.cli import plot as plot_command
+from rllib_dreamer.cli.errors import CommandError
 from rllib_dreamer.evaluation import curves, plots
 
 
@@ -228,9 +229,8 @@ def test_usage_errors_are_one_line(
     monkeypatch.chdir(tmp_path)
     write_trial(tmp_path / "run" / "a", straight(1.0))
     outcome = CliRunner().invoke(command(), arguments)
-    assert outcome.exit_code == 2
-    assert message in outcome.stderr
-    assert outcome.stderr.count("\n") == 1 and "Traceback" not in outcome.output
+    assert isinstance(outcome.exception, CommandError)
+    assert message in str(outcome.exception) and "\n" not in str(outcome.exception)
     assert not (tmp_path / "plots").exists()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -135,6 +136,20 @@ def test_an_interrupted_run_is_on_record_and_resumed(
     monkeypatch.setattr(reproduce_runs, "RLLIB", fake_rllib(0))
     run.train(0)
     assert len(run.stretches(0)) == 3
+
+
+def test_sigterm_is_passed_on_to_the_training(
+    tiny_experiment: Experiment, places: Places, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits = (
+        "import os, signal, sys, time; signal.signal(signal.SIGTERM, lambda *_: sys.exit(130));"
+        "os.kill(os.getppid(), signal.SIGTERM); time.sleep(60); sys.exit(1)"
+    )
+    monkeypatch.setattr(reproduce_runs, "RLLIB", [sys.executable, "-c", waits])
+    before = signal.getsignal(signal.SIGTERM)
+    done = call(places, "tiny")
+    assert done.exit_code == 130 and "goes on from the last checkpoint" in done.output
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_what_was_begun_is_not_changed(tiny_experiment: Experiment, places: Places) -> None:

@@ -20,6 +20,7 @@ from rllib_dreamer.cli.overrides import apply_overrides, check_stop, parse_stop
 from rllib_dreamer.envs import validate_env_name
 
 DEFAULT_ALGORITHM = "DreamerTorch"
+_ADVICE_OF_RLLIB = " To suppress all validation errors"  # at the end of each message
 
 
 class Experiment(NamedTuple):
@@ -152,8 +153,8 @@ def _validate(config: AlgorithmConfig) -> None:
     try:
         config.copy(copy_frozen=False).validate()
     except (ValueError, TypeError, ImportError) as error:
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        raise CommandError(f"the config is refused: {' '.join(lines)}") from error
+        text = " ".join(str(error).split()).partition(_ADVICE_OF_RLLIB)[0]
+        raise CommandError(f"the config is refused: {text}") from error
 
 
 def has_search(value: Any) -> bool:

@@ -11,6 +11,7 @@ from typing import Any
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 
 from rllib_dreamer.cli.errors import CommandError, did_you_mean
+from rllib_dreamer.cli.stopping import STOP_ALIASES
 
 #: Spellings that people use, and the attribute which RLlib keeps the value under.
 FIELD_ALIASES = {
@@ -74,7 +75,8 @@ def check_stop(stop: Any, source: str) -> dict[str, float]:
         The checked dict, empty for None.
 
     Raises:
-        CommandError: If it is anything else.
+        CommandError: If it is anything else, or a name looks like a short name mistyped: the run
+            would never stop.
     """
     if stop is None:
         return {}
@@ -86,6 +88,9 @@ def check_stop(stop: Any, source: str) -> dict[str, float]:
     for name, limit in stop.items():
         if not isinstance(name, str) or isinstance(limit, bool) or not isinstance(limit, Number):
             raise CommandError(f"{source}: the limit of {name!r} must be a number, got {limit!r}")
+        near = did_you_mean(name, STOP_ALIASES, cutoff=0.75)
+        if near and name not in STOP_ALIASES:
+            raise CommandError(f"{source}: unknown metric {name!r}{near}")
     return dict(stop)
 
 

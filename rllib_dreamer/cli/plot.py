@@ -9,6 +9,7 @@ from typing import Annotated
 import numpy as np
 import typer
 
+from rllib_dreamer.cli.errors import CommandError
 from rllib_dreamer.evaluation import curves, plots, report
 
 _CAPTION = (
@@ -45,8 +46,7 @@ def plot(
     try:
         paths = write_learning_curves(runs, save_dir, reference=reference, task=task)
     except ValueError as error:
-        typer.echo(f"Error: {error}", err=True)
-        raise typer.Exit(2) from None
+        raise CommandError(str(error)) from error
     for path in paths:
         typer.echo(str(path))
 

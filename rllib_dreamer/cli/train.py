@@ -141,13 +141,25 @@ def wandb_loggers(options: TrainOptions) -> list[Callback]:
 
 def _folder(experiment: Experiment, options: TrainOptions) -> Path:
     """The experiment's folder: the one to resume, or one that is not there yet."""
-    storage = Path(options.storage_path or DEFAULT_STORAGE).expanduser().resolve()
+    storage = _storage(options.storage_path or DEFAULT_STORAGE)
     if options.resume is not None:
         return find_experiment(options.resume, storage, options.name, experiment.name)
     name = options.name or f"{experiment.name}_{datetime.now():%Y-%m-%d_%H-%M-%S}"
     if (storage / name).exists():
         raise CommandError(f"{storage / name} exists; add --resume, or choose another --name")
     return storage / name
+
+
+def _storage(given: str) -> Path:
+    """The folder of all experiments, made if need be."""
+    if "://" in given:
+        raise CommandError(f"--storage-path: got {given}; must be a local or mounted folder")
+    storage = Path(given).expanduser().resolve()
+    try:
+        storage.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CommandError(f"--storage-path: {storage}: {error.strerror}") from error
+    return storage
 
 
 def _run(

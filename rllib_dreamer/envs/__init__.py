@@ -18,6 +18,7 @@ import gymnasium as gym
 
 from rllib_dreamer.envs import atari, dmc, rendering, robosuite, wrappers
 from rllib_dreamer.envs import gymnasium as gymnasium_ids
+from rllib_dreamer.envs.float_pictures import with_byte_pictures
 
 __all__ = [
     "EnvCreator",
@@ -129,7 +130,7 @@ def make_env(
     name: str | None = None,
     timeout_s: float | None = None,
 ) -> gym.Env:
-    """Builds an env whose output is checked.
+    """Builds an env whose output is checked, and whose float pictures are made uint8.
 
     Args:
         env: A name of `env_names()`, a Gymnasium id, the path of a class, or a callable that takes
@@ -148,7 +149,7 @@ def make_env(
     name = name or _name_of(env)
     built = _build(env, config, env_config or {})
     _refuse_other_envs(built, name)
-    return wrappers.CheckedEnv(built, name, bounds, timeout_s)
+    return with_byte_pictures(wrappers.CheckedEnv(built, name, bounds, timeout_s))
 
 
 def _build(env: EnvSource, config: dict[str, Any], env_context: Mapping[str, Any]) -> Any:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 
+from rllib_dreamer.envs.gymnasium import quiet_pygame
 from rllib_dreamer.spaces import is_image, leaf_spaces
 
 EnvSource = str | Callable[..., gym.Env]
@@ -20,22 +21,27 @@ def build_env(env: EnvSource, env_config: Mapping[str, Any] | None = None) -> gy
     """Builds an environment that answers with pictures to `render()` where it can.
 
     Args:
-        env: A name registered with Ray Tune (those of this package are), a Gymnasium id, the path
-            of a class ("package.module.Class"), or a class or function that takes the config.
+        env: As in `config.environment(env)`: a name registered with Ray Tune (those of this package
+            are), a Gymnasium id, the path of a class ("package.module.Class"), or a class or
+            function that takes the config.
         env_config: As in `config.environment(env, env_config=...)`.
 
     Raises:
         ValueError: If it is unknown, or what it needs is not installed.
     """
+    from rllib_dreamer.envs import checked_creator, register_envs, validate_env_name
+
+    register_envs()
     config = dict(env_config or {})
-    name = env if isinstance(env, str) else getattr(env, "__name__", str(env))
     try:
-        creator = _creator(env)
-        if creator is not None:
-            return creator(_env_context(config))
-        assert isinstance(env, str)
-        return _gymnasium_env(env, config)
+        if isinstance(env, str):
+            validate_env_name(env)
+        creator = checked_creator(env)
+        if _is_gymnasium_id(creator.env):
+            config = _drawn(creator, config)
+        return creator(_env_context(config))
     except (ImportError, gym.error.Error) as error:
+        name = env if isinstance(env, str) else getattr(env, "__name__", str(env))
         raise ValueError(f"the environment {name!r} cannot be built: {_line(error)}") from error
 
 
@@ -87,39 +93,27 @@ def can_render(env: gym.Env) -> bool:
         return False  # a missing drawing library must not stop an evaluation without videos
 
 
-def _creator(env: EnvSource) -> Callable[..., gym.Env] | None:
-    """What builds an environment from its context; None for a Gymnasium id."""
-    if not isinstance(env, str):
-        return env
-    from ray.tune.registry import ENV_CREATOR, _global_registry
-
-    from rllib_dreamer.envs import register_envs
-
-    register_envs()
-    if _global_registry.contains(ENV_CREATOR, env):
-        found: Callable[..., gym.Env] = _global_registry.get(ENV_CREATOR, env)
-        return found
-    module, _, attribute = env.rpartition(".")
-    if module and "/" not in env and ":" not in env and env not in gym.registry:
-        loaded: Callable[..., gym.Env] = getattr(importlib.import_module(module), attribute)
-        return loaded
-    return None
-
-
 def _env_context(config: dict[str, Any]) -> Any:
     from ray.rllib.env.env_context import EnvContext
 
     return EnvContext(config, worker_index=0)
 
 
-def _gymnasium_env(env: str, config: dict[str, Any]) -> gym.Env:
-    from rllib_dreamer.envs import validate_env_name
+def _is_gymnasium_id(env: EnvSource) -> bool:
+    """Whether `gym.make` builds it, not a family of this package (ale-py registers ids too)."""
+    from rllib_dreamer.envs import env_names
 
-    validate_env_name(env)
-    if "render_mode" not in config:
-        modes = gym.make(env, **config).unwrapped.metadata.get("render_modes", [])
-        config = {**config, "render_mode": "rgb_array"} if "rgb_array" in modes else config
-    return gym.make(env, **config)
+    return isinstance(env, str) and (env in gym.registry or ":" in env) and env not in env_names()
+
+
+def _drawn(creator: Callable[..., gym.Env], config: dict[str, Any]) -> dict[str, Any]:
+    """The config with `render_mode="rgb_array"`, if the env has it and no other is asked for."""
+    if "render_mode" in config:
+        return config
+    quiet_pygame()
+    with closing(creator(config)) as built:
+        modes = built.metadata.get("render_modes") or []
+    return config | {"render_mode": "rgb_array"} if "rgb_array" in modes else config
 
 
 def _signature(space: gym.Space) -> list[tuple[str, str, Any, str]]:

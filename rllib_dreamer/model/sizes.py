@@ -26,6 +26,7 @@ SIZES = {
     "400M": Size(12288, 1536, 96, 96, 1536),
 }
 ALIASES = {"XS": "12M", "S": "25M", "M": "50M", "L": "100M", "XL": "200M"}
+ALIASES |= dict.fromkeys(("NANO", "MICRO", "MINI", "XXS"), "1M")  # RLlib's sizes for debugging
 
 
 @dataclass(frozen=True)
@@ -191,7 +192,8 @@ def model_config(size: str, **overrides: Any) -> ModelConfig:
     """Returns the architecture of a named size.
 
     Args:
-        size: "1M" ... "400M", or RLlib's XS, S, M, L, XL for 12M ... 200M.
+        size: "1M" ... "400M", or RLlib's XS, S, M, L, XL for 12M ... 200M and nano, micro, mini,
+            XXS for 1M.
         **overrides: Fields of `ModelConfig` to change.
 
     Raises:
