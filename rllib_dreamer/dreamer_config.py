@@ -18,6 +18,7 @@ from rllib_dreamer.dreamer_env_runner import DreamerEnvRunner
 from rllib_dreamer.dreamer_torch_rl_module import DreamerTorchRLModule
 from rllib_dreamer.envs import validate_env
 from rllib_dreamer.hardware import PRECISIONS
+from rllib_dreamer.learner_scaling import Scaled, scale_config
 from rllib_dreamer.model.sizes import CHOICES, LossConfig, model_config
 
 if TYPE_CHECKING:
@@ -137,6 +138,8 @@ class DreamerConfig(AlgorithmConfig):
         self.replay_directory: str | None = None
         self.replay_prefetch = 0
         self.store_buffer_in_checkpoints = True
+        # What `scale_to_learners` has changed, by name.
+        self._scaled_settings: dict[str, Scaled] = {}
         # Sampling.
         self.initial_random_steps = 0
         self.broadcast_interval = 1
@@ -283,6 +286,28 @@ class DreamerConfig(AlgorithmConfig):
             if kwargs.pop(name):
                 logger.warning("%s has no effect: the losses are always reported.", name)
         super().reporting(**kwargs)
+        return self
+
+    def scale_to_learners(
+        self, num_learners: int, *, total_steps: int | None = None
+    ) -> DreamerConfig:
+        """Goes from the settings for one learner to those for several, and prints what it sets.
+
+        `batch_size_B` and `num_envs_per_env_runner` are multiplied by n, learning rates and their
+        schedules by sqrt(n). What is set afterwards wins, over later calls too, each of which
+        starts from the settings for one learner: calling twice is calling once.
+
+            config.scale_to_learners(4, total_steps=500_000).learners(num_gpus_per_learner=1)
+
+        Args:
+            num_learners: The number n of learners, >= 1; with 1 everything is as it was.
+            total_steps: Agent steps of the run, over whose first tenth fixed learning rates rise
+                from that of one learner; None gives the full rates at once.
+
+        Raises:
+            ValueError: If a number is out of range, or a setting to scale is a search of Tune.
+        """
+        print(scale_config(self, self._scaled_settings, num_learners, total_steps))
         return self
 
     def validate(self) -> None:
