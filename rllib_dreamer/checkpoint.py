@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import json
 import os
@@ -12,6 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 MANIFEST = "manifest.json"
+_UNFINISHED = ".unfinished"
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # of Linux
 
 
 def _digest(path: Path) -> str:
@@ -47,30 +50,80 @@ def writing(folder: str | Path) -> Iterator[Path]:
     """Gives the folder to write a checkpoint to, and seals it at the end.
 
     Where a sealed checkpoint lies in `folder` already, this is a new folder beside it, which takes
-    the old one's place once it is sealed. Files there that belong to no checkpoint are kept.
+    the old one's place once it is sealed. Files there that belong to no checkpoint are kept. What
+    was written is removed again if the checkpoint does not come to its end, so that it does not
+    keep a full disk full; what a kill left of an earlier attempt goes with the next one.
+
+    Raises:
+        OSError: The checkpoint could not be written, naming the folder and the space left.
     """
     folder = Path(folder)
-    if not (folder / MANIFEST).is_file():
-        yield folder
-        seal(folder)
-        return
-    fresh = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}")
+    over = (folder / MANIFEST).is_file()
+    for leftover in folder.parent.glob(f".{folder.name}.*{_UNFINISHED}"):
+        shutil.rmtree(leftover, ignore_errors=True)
+    fresh = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}{_UNFINISHED}")
+    target = fresh if over else folder
+    kept = {target, *target.rglob("*")} if target.is_dir() else set()
     try:
-        yield fresh
-        seal(fresh)
+        yield target
+        seal(target)
+        if over:
+            _copy_others(folder, fresh)
+            _exchange(fresh, folder)
+            shutil.rmtree(fresh, ignore_errors=True)
+    except OSError as error:
+        explained = _explained(error, folder, target)
+        _remove(target, kept)
+        raise explained from error
     except BaseException:
-        shutil.rmtree(fresh, ignore_errors=True)
+        _remove(target, kept)
         raise
-    old = fresh.with_name(f"{fresh.name}.old")
+
+
+def _remove(folder: Path, kept: set[Path]) -> None:
+    """Removes a folder with all that is in it, but for the files and folders `kept`."""
+    for path in (*sorted(folder.rglob("*"), reverse=True), folder):  # files before their folders
+        if path in kept or not path.exists():
+            continue
+        if path.is_dir():
+            path.rmdir()
+        else:
+            path.unlink()
+
+
+def _copy_others(folder: Path, fresh: Path) -> None:
+    """Copies the files of `folder` that belong to no checkpoint, where `fresh` has none."""
     ours = {*_entries(folder), MANIFEST}
-    others = [p.relative_to(folder) for p in folder.rglob("*") if p.is_file()]
-    folder.rename(old)
-    fresh.rename(folder)
-    for name in others:
-        if name.as_posix() not in ours and not (folder / name).exists():
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            (old / name).rename(folder / name)
-    shutil.rmtree(old)
+    for path in folder.rglob("*"):
+        name = path.relative_to(folder)
+        if path.is_file() and name.as_posix() not in ours and not (fresh / name).exists():
+            (fresh / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(path, fresh / name)
+
+
+def _exchange(one: Path, other: Path) -> None:
+    """Lets two folders change places, at once where the system can (Linux), else one by one."""
+    renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    paths = [_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other)]
+    if renameat2 is not None and renameat2(*paths, _RENAME_EXCHANGE) == 0:
+        return
+    between = one.with_name(f"{one.name}.old")
+    other.rename(between)
+    one.rename(other)
+    between.rename(one)
+
+
+def _explained(error: OSError, folder: Path, target: Path) -> OSError:
+    """The error with what it means for the checkpoints, of the same number."""
+    place = next(path for path in (target, *target.parents) if path.is_dir())
+    free = shutil.disk_usage(place).free
+    written = sum(path.stat().st_size for path in target.rglob("*") if path.is_file())
+    text = (
+        f"{error.strerror or error}: checkpoint {folder} could not be written. It got to "
+        f"{written / 1e6:,.1f} MB with {free / 1e6:,.1f} MB free, and is removed; earlier "
+        "checkpoints are whole. Make room, then save again or resume from the last one"
+    )
+    return OSError(text) if error.errno is None else OSError(error.errno, text)
 
 
 def _entries(folder: Path) -> dict[str, list]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from ray import cloudpickle
+from ray.exceptions import RayError
 from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.core import DEFAULT_MODULE_ID
@@ -72,6 +73,7 @@ class DreamerTorch(Algorithm):
         self._agent_steps = self._updates = self._training_steps = 0
         self._rate_mark = (time.monotonic(), 0, 0)
         self._episodes: list[tuple[int, float, float]] = []
+        self._skipped_in_a_row = 0
         self._ratio = TrainingRatio(cfg.training_ratio, cfg.batch_size_B * cfg.batch_length_T)
         self._action_repeat = action_repeat(cfg.env, cfg.env_config)
         self._description = self._on_learners(_describe_learner)[0]
@@ -89,7 +91,7 @@ class DreamerTorch(Algorithm):
             directory=cfg.replay_directory,
         )
         self._batches = Prefetcher(self.replay, cfg.replay_prefetch)
-        self._sampler = Sampler(self.env_runner_group, cfg.sample_timeout_s)
+        self._sampler = Sampler(self.env_runner_group, cfg)
         self._videos = self._training_videos()
 
     def _training_videos(self) -> TrainingVideos | None:
@@ -101,8 +103,14 @@ class DreamerTorch(Algorithm):
 
     def _on_learners(self, function: Any) -> list[Any]:
         """Calls a function with every learner; results in the order of a batch's shards."""
-        results = self.learner_group.foreach_learner(function)
-        return [r.get() for r in sorted(results, key=lambda r: r.actor_id or 0)]
+        results = sorted(
+            self.learner_group.foreach_learner(function), key=lambda r: r.actor_id or 0
+        )
+        values = [r.get() for r in results]
+        for result, value in zip(results, values, strict=True):
+            if not result.ok:
+                raise _lost_learner(value)
+        return values
 
     def describe(self) -> str:
         """What was built, for a person: devices, precision, sizes and the replay's memory."""
@@ -142,7 +150,10 @@ class DreamerTorch(Algorithm):
         """Steps the environments and puts what they gave into the replay."""
         samples = self._sampler.next()
         self.metrics.aggregate(samples.metrics, key=ENV_RUNNER_RESULTS)
-        self._agent_steps += self.replay.add(samples.episodes)
+        if samples.complete:
+            self.replay.end_all_but(samples.episodes)
+        for episode in samples.episodes:  # one by one, so that the steps before a refused one count
+            self._agent_steps += self.replay.add([episode])
 
     def _update(self) -> None:
         """One update from one batch, whose fresh latents go back to the replay."""
@@ -150,15 +161,32 @@ class DreamerTorch(Algorithm):
         index = batch.pop("index")
         if not self.config.replay_context:
             batch["is_first"][:, 1] = True
-        results = self.learner_group.update(
-            **self._shards(batch), timesteps={NUM_ENV_STEPS_SAMPLED_LIFETIME: self._agent_steps}
-        )
+        try:
+            results = self.learner_group.update(
+                **self._shards(batch), timesteps={NUM_ENV_STEPS_SAMPLED_LIFETIME: self._agent_steps}
+            )
+        except RayError as error:
+            raise _lost_learner(error) from None
         self.metrics.aggregate(results, key=LEARNER_RESULTS)
         latents = self._on_learners(lambda learner: learner.take_latents())
-        if None not in latents:
+        skipped = None in latents
+        self._count_skipped(skipped)
+        if not skipped:
             deter, stoch = (np.concatenate(parts) for parts in zip(*latents, strict=True))
             self.replay.update_latents(index[:, 1:], deter, stoch)
         self._updates += 1
+
+    def _count_skipped(self, skipped: bool) -> None:
+        """Counts updates that the learners skipped, here, where the error reaches the user."""
+        self._skipped_in_a_row = self._skipped_in_a_row + 1 if skipped else 0
+        most = self.config.max_nonfinite_updates
+        if self._skipped_in_a_row >= most:
+            raise RuntimeError(
+                f"{most} updates in a row had a NaN or infinite gradient "
+                f"(max_nonfinite_updates={most}): look at the losses, "
+                "check observations and rewards for NaN, lower lr, or use precision='float32'; the "
+                "last checkpoint is from before."
+            )
 
     def _shards(self, batch: dict[str, np.ndarray]) -> dict[str, Any]:
         """The batch as an argument of `LearnerGroup.update`: whole, or cut in rows for learners."""
@@ -299,6 +327,16 @@ class DreamerTorch(Algorithm):
 def _is_importable(cls: type) -> bool:
     """Whether its module has the class by its name."""
     return getattr(sys.modules.get(cls.__module__), cls.__qualname__, None) is cls
+
+
+def _lost_learner(error: BaseException) -> RuntimeError:
+    """The error of a learner's process, with what to do about it."""
+    reason = " ".join(str(error).split())[:300]
+    return RuntimeError(
+        f"a learner was lost, and Ray starts no learner again: {reason}. Go on from the last "
+        "checkpoint: `rllib train ... --resume`, or --max-failures N to do so by itself, or "
+        "Algorithm.from_checkpoint(path)"
+    )
 
 
 def _describe_learner(learner: DreamerTorchLearner) -> dict[str, Any]:

@@ -151,6 +151,8 @@ class DreamerConfig(AlgorithmConfig):
         self.num_env_runners = 0
         self.rollout_fragment_length = 1
         self.min_time_s_per_iteration = 5
+        self.delay_between_env_runner_restarts_s = 5.0  # all other runners wait for it
+        self.env_runner_restore_timeout_s = 600.0
         self.metrics_num_episodes_for_smoothing = 10
         self.enable_rl_module_and_learner = True
         self.enable_env_runner_and_connector_v2 = True

@@ -34,7 +34,7 @@ class DreamerEnvRunner(SingleAgentEnvRunner):
         if given.env is None or mode not in _OF_SINGLE_ENVS:
             super().make_env()
             return
-        self._terminate_workers()
+        self._end_broken_workers()
         self.config = given.copy(copy_frozen=False)
         self.config.env = checked_creator(given.env, given.sample_timeout_s)
         try:
@@ -55,10 +55,17 @@ class DreamerEnvRunner(SingleAgentEnvRunner):
         self._failed = False
         return episodes
 
-    def _terminate_workers(self) -> None:
-        """Ends the processes of a vector env; closing it would wait for one that hangs or died."""
+    def stop(self) -> None:
+        """Closes the envs."""
+        self._end_broken_workers()
+        super().stop()
+
+    def _end_broken_workers(self) -> None:
+        """Ends the processes of a vector env of which one hangs or died: `close` would wait."""
         vector = None if self.env is None else self.env.unwrapped
-        if isinstance(vector, gym.vector.AsyncVectorEnv) and not vector.closed:
+        if not isinstance(vector, gym.vector.AsyncVectorEnv) or vector.closed:
+            return
+        if self._failed or not all(process.is_alive() for process in vector.processes):
             for process in vector.processes:
                 process.terminate()
                 process.join()

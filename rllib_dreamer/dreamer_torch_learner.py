@@ -33,7 +33,6 @@ class DreamerTorchLearner(TorchLearner):
         prepare_cpu(self.config)
         self._latents: dict[str, tuple[Tensor, Tensor]] = {}
         self._normalizers: dict[str, dict[str, Tensor]] = {}
-        self._nonfinite_in_a_row = 0
         super().build()
         for module_id in self.module.keys():
             agent = self.agent(module_id)
@@ -102,11 +101,7 @@ class DreamerTorchLearner(TorchLearner):
         return gradients_dict
 
     def apply_gradients(self, gradients_dict: dict[Any, Tensor]) -> None:
-        """Steps the optimizers, or skips the update if a gradient is not finite.
-
-        Raises:
-            RuntimeError: After `max_nonfinite_updates` such updates in a row.
-        """
+        """Steps the optimizers, or skips the update if a gradient is not finite."""
         norm = torch.nn.utils.get_total_norm([g for g in gradients_dict.values() if g is not None])
         finite = bool(torch.isfinite(norm))
         self.metrics.log_value(
@@ -115,7 +110,6 @@ class DreamerTorchLearner(TorchLearner):
         if not finite:
             self._skip_update()
             return
-        self._nonfinite_in_a_row = 0
         if self.config.grad_clip_norm is not None:
             params = self._params.values()
             torch.nn.utils.clip_grads_with_norm_(params, self.config.grad_clip_norm, norm)
@@ -134,17 +128,10 @@ class DreamerTorchLearner(TorchLearner):
         self._log(DEFAULT_MODULE_ID, {"grad_norm": norm, "update_norm": update_norm})
 
     def _skip_update(self) -> None:
+        """Takes back what the losses changed; all learners do, as they share their gradients."""
         self._latents.clear()
         for module_id, state in self._normalizers.items():
             self.agent(module_id).behavior.normalizer.load_state_dict(state)
-        self._nonfinite_in_a_row += 1
-        if self._nonfinite_in_a_row >= self.config.max_nonfinite_updates:
-            raise RuntimeError(
-                f"{self._nonfinite_in_a_row} updates in a row had a NaN or infinite gradient "
-                f"(max_nonfinite_updates={self.config.max_nonfinite_updates}): look at the losses, "
-                "check observations and rewards for NaN, lower lr, or use precision='float32'; the "
-                "last checkpoint is from before."
-            )
 
     def take_latents(
         self, module_id: str = DEFAULT_MODULE_ID

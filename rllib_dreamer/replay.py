@@ -173,6 +173,17 @@ class Replay:
         with self._lock:
             return sum(self._add_episode(episode) for episode in episodes)
 
+    def end_all_but(self, episodes: Sequence[SingleAgentEpisode]) -> None:
+        """Ends the open episodes that no env goes on with, whose streams then take new ones.
+
+        Args:
+            episodes: What all envs have just sent. A runner that died, an env that was built anew
+                or a restored checkpoint leaves other episodes open; should one of them go on after
+                all, its steps count as an episode of their own.
+        """
+        with self._lock:
+            self._index.release_all_but({episode.id_ for episode in episodes})
+
     def _add_episode(self, episode: SingleAgentEpisode) -> int:
         length = len(episode)
         if length == 0:

@@ -56,6 +56,33 @@ def _fill(name: str, column: Column, values: Any, count: int, filled: int) -> np
     return out
 
 
+def _require(valid: np.ndarray, name: str, values: np.ndarray, episode: SingleAgentEpisode) -> None:
+    """Refuses a chunk with a value that is not `valid`, naming the first one."""
+    if valid.all():
+        return
+    place = tuple(np.argwhere(~valid)[0])
+    raise ValueError(
+        f"replay column {name!r} has {values[place]} at env step "
+        f"{episode.t_started + int(place[0])} of episode {episode.id_}, allowed are finite numbers "
+        "and, in observations, -inf for a missing value: mend the env; nothing of this chunk was "
+        "stored"
+    )
+
+
+def _rewards(episode: SingleAgentEpisode, first_reward: float, count: int) -> np.ndarray:
+    """Returns the (count,) rewards that arrived with the observations; also checks the last one.
+
+    The last reward of a chunk that goes on belongs to the next chunk's first step.
+    """
+    values, first = _read(episode.rewards)
+    rewards = np.empty(len(episode) + 1, np.float32)
+    rewards[0] = first_reward
+    with np.errstate(over="ignore"):  # refused below
+        rewards[1:] = values[first:]
+    _require(np.isfinite(rewards), "reward", rewards, episode)
+    return rewards[:count]
+
+
 def episode_steps(
     episode: SingleAgentEpisode,
     observation_space: gym.Space,
@@ -83,7 +110,8 @@ def episode_steps(
         One array of shape (n or n + 1, ...) for each column; they may share memory with `episode`.
 
     Raises:
-        ValueError: Something does not fit the layout, or latents or the first reward are missing.
+        ValueError: Something does not fit the layout, a reward is not finite, an observation is NaN
+            or +inf, or latents or the first reward are missing.
     """
     length, done = len(episode), bool(episode.is_done)
     count = length + done
@@ -98,14 +126,13 @@ def episode_steps(
     for key, value in flatten(observations, observation_space).items():
         name = f"obs/{key}"
         steps[name] = _fill(name, layout[name], value[first:], count, count)
+        if layout[name].dtype.kind == "f":
+            _require(steps[name] < np.inf, name, steps[name], episode)  # False for NaN, too
     actions, first = _read(episode.actions)
     for key, value in flatten(actions, action_space, root="action").items():
         name = f"action/{key}"
         steps[name] = _fill(name, layout[name], value[first:], count, length)
-    rewards, first = _read(episode.rewards)
-    steps["reward"] = np.empty(count, np.float32)
-    steps["reward"][0] = _first_reward(episode, carried_reward)
-    steps["reward"][1:] = rewards[first : first + count - 1]
+    steps["reward"] = _rewards(episode, _first_reward(episode, carried_reward), count)
     for name in ("is_first", "is_last", "is_terminal"):
         steps[name] = np.zeros(count, np.bool_)
     steps["is_first"][0] = episode.t_started == 0

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -127,6 +128,12 @@ class StreamIndex:
         self._episodes[episode] = number
         self.streams[number].episode = episode
         return number
+
+    def release_all_but(self, episodes: AbstractSet[str]) -> None:
+        """Ends all open episodes but those with the given ids; their streams take new ones."""
+        for episode, number in list(self._episodes.items()):
+            if episode not in episodes:
+                self._release(number)
 
     def _release(self, number: int) -> None:
         stream = self.streams[number]

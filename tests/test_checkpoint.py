@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 from pathlib import Path
@@ -97,4 +98,38 @@ def test_saving_first_that_fails_leaves_nothing_that_counts(tmp_path: Path) -> N
     with pytest.raises(OSError, match="disk full"), checkpoint.writing(tmp_path / "c") as folder:
         write(folder)
         raise OSError("disk full")
-    assert not checkpoint.is_complete(tmp_path / "c")
+    assert not (tmp_path / "c").exists()
+
+
+def test_saving_that_fails_removes_only_its_own(tmp_path: Path) -> None:
+    """So that a full disk does not stay full; the error says how far it got."""
+    (tmp_path / "c" / "sub").mkdir(parents=True)
+    (tmp_path / "c" / "sub" / "note.txt").write_text("mine")
+    message = (
+        r"No space left.*checkpoint .*/c could not be written\. It got to 0\.0 MB with [\d,.]+ MB"
+    )
+    with pytest.raises(OSError, match=message) as caught, checkpoint.writing(tmp_path / "c") as c:
+        write(c)
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert caught.value.errno == errno.ENOSPC
+    left = sorted(p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*"))
+    assert left == ["c", "c/sub", "c/sub/note.txt"]
+
+
+def test_what_a_kill_left_goes_with_the_next_checkpoint(sealed: Path) -> None:
+    leftover = sealed.with_name(".c.0123abcd.unfinished")
+    write(leftover)
+    with checkpoint.writing(sealed) as folder:
+        write(folder, "two")
+    assert [p.name for p in sealed.parent.iterdir()] == ["c"]
+
+
+def test_folders_change_places_also_where_the_system_cannot_do_it_at_once(
+    sealed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checkpoint.ctypes, "CDLL", lambda *args, **kwargs: object())
+    with checkpoint.writing(sealed) as folder:
+        write(folder, "two")
+    checkpoint.verify(sealed)
+    assert (sealed / "a.bin").read_text() == "two"
+    assert [p.name for p in sealed.parent.iterdir()] == ["c"]

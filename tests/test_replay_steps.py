@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 from ray.rllib.env.single_agent_episode import SingleAgentEpisode
-from replay_episodes import OBS, D, Env, S, assert_equal, steps_of
+from replay_episodes import OBS, D, Env, S, assert_equal, make, steps_of
+from tiny import assert_same
 
 from rllib_dreamer.replay import Replay
 from rllib_dreamer.replay_steps import episode_steps
@@ -111,3 +112,44 @@ def test_refuses_a_continued_chunk_whose_first_reward_is_unknown() -> None:
     env.run(2)
     with pytest.raises(ValueError, match=r"env step 2 .*episode_lookback_horizon=1"):
         steps_of(env.run(2))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("step", [1, 3])
+def test_refuses_a_reward_that_is_not_finite(value: float, step: int) -> None:
+    """Also the last reward of a chunk that goes on, which the next chunk would store."""
+    env = Env()
+    replay = make()
+    replay.add([env.run(2)])
+    chunk = env.run(3)
+    chunk.rewards.data[chunk.rewards.lookback + step - 1] = value
+    before = replay.get_state()
+    with pytest.raises(ValueError, match=rf"'reward' has {value} at env step {2 + step} .* 0-0"):
+        replay.add([chunk])
+    assert_same(replay.get_state(), before)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_refuses_an_observation_that_is_not_finite(value: float) -> None:
+    env = Env()
+    replay = make()
+    replay.add([env.run(2)])
+    chunk = env.run(3, end="terminated")
+    chunk.observations.data[chunk.observations.lookback + 3, 1] = value
+    before = replay.get_state()
+    with pytest.raises(ValueError, match=rf"'obs/vector' has {value} at env step 5 .* -inf"):
+        replay.add([chunk])
+    assert_same(replay.get_state(), before)
+
+
+def test_a_missing_value_is_kept() -> None:
+    chunk = Env().run(3)
+    chunk.observations.data[chunk.observations.lookback + 1, 1] = -np.inf
+    assert steps_of(chunk)["obs/vector"][1, 1] == -np.inf
+
+
+def test_a_reward_too_large_for_32_bits_is_refused() -> None:
+    chunk = Env(numpy=False).run(3)
+    chunk.rewards.data[-1] = 1e300
+    with pytest.raises(ValueError, match="'reward' has inf at env step 3"):
+        steps_of(chunk)

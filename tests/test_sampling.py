@@ -11,7 +11,7 @@ import pytest
 from tiny import CountingEnv, built, tiny_config
 
 from rllib_dreamer.dreamer import DreamerConfig, DreamerTorch
-from rllib_dreamer.sampling import TAG
+from rllib_dreamer.sampling import TAG, Sampler
 from rllib_dreamer.training_ratio import TrainingRatio
 
 RUNNERS = 2
@@ -58,7 +58,7 @@ def test_runners_step_while_the_learner_works(tmp_path: Path) -> None:
 
         algo._update = watched  # type: ignore[method-assign]
         expected = exact_updates(algo, 25)
-    assert expected == len(ahead) > 10
+    assert expected == len(ahead) > 5
     assert set(ahead) == {RUNNERS}
 
 
@@ -105,3 +105,29 @@ def take(algo: DreamerTorch) -> int:
     before = algo._agent_steps
     algo._sample()
     return algo._agent_steps - before
+
+
+class SilentRunners:
+    """Stands for EnvRunners none of which answers."""
+
+    def num_remote_env_runners(self) -> int:
+        return 2
+
+    def num_healthy_remote_env_runners(self) -> int:
+        return 1
+
+    def foreach_env_runner_async(self, *_: Any, **__: Any) -> None:
+        pass
+
+    def fetch_ready_async_reqs(self, **_: Any) -> list[Any]:
+        time.sleep(0.01)
+        return []
+
+
+def test_a_run_without_samples_stops() -> None:
+    sampler = Sampler(
+        SilentRunners(), tiny_config().fault_tolerance(env_runner_restore_timeout_s=0)
+    )
+    assert sampler.next() == ([], [], False)
+    with pytest.raises(RuntimeError, match=r"no env runner gave a sample.*1 of 2 are healthy"):
+        sampler.next()

@@ -95,7 +95,7 @@ def run_experiment(experiment: Experiment, options: TrainOptions) -> None:
             finally:
                 display.close()
     console.print("\n".join(closing_lines(results)), markup=False, highlight=False, soft_wrap=True)
-    _raise_errors(results, options.verbose)
+    _raise_errors(results, folder, options.verbose)
     if condition.requested:
         raise typer.Exit(130)
 
@@ -227,12 +227,14 @@ def _say_stopping(console: Console) -> None:
     console.print("stopping after the current iteration, with a checkpoint; Ctrl-C again aborts")
 
 
-def _raise_errors(results: ResultGrid, verbose: bool) -> None:
-    """Turns failed trials into one line."""
+def _raise_errors(results: ResultGrid, folder: Path, verbose: bool) -> None:
+    """Turns failed trials into one line, with what brings them back."""
     errors = [error for error in results.errors if error is not None]
     if not errors:
         return
     if verbose:
         print(*errors, sep="\n", file=sys.stderr)
     count = f" ({len(errors)} of {len(results)} trials failed)" if len(results) > 1 else ""
-    raise RunFailed(f"the run failed: {first_line(errors[0])}{count}")
+    saved = any(result.checkpoint is not None for result in results)
+    resume = f"; add --resume {folder} to go on from the last checkpoint" if saved else ""
+    raise RunFailed(f"the run failed: {first_line(errors[0])}{count}{resume}")

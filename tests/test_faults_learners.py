@@ -1,0 +1,80 @@
+"""Several learners of which one is killed, or that get gradients which are not finite."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from ray.rllib.core import DEFAULT_MODULE_ID
+from tiny import CountingEnv, assert_same, built, tiny_config, train_until
+
+from rllib_dreamer import checkpoint
+from rllib_dreamer.dreamer import DreamerConfig
+
+
+def config_of(learners: int, runners: int = 0, **training: Any) -> DreamerConfig:
+    config = tiny_config(CountingEnv, training=training, length=60)
+    config.env_runners(num_env_runners=runners)
+    return config.learners(num_learners=learners, num_cpus_per_learner=1 if learners else "auto")
+
+
+def state_of(learner: Any) -> dict[str, np.ndarray]:
+    return {key: x.detach().numpy().copy() for key, x in learner.agent().state_dict().items()}
+
+
+def test_learners_skip_together_and_a_killed_one_stops_the_run(tmp_path: Path) -> None:
+    """The checkpoint of two learners and a runner goes on with one learner and none."""
+    with built(config_of(2, runners=1, max_nonfinite_updates=3)) as two:
+        train_until(two, 2)
+        path = Path(two.save_to_path(tmp_path / "c"))
+        saved = two._on_learners(state_of)
+        counters = two.get_state(components="nothing")["dreamer"]
+        stored = len(two.replay)
+
+        batch = two.replay.sample()
+        batch["obs/vector"][0, 2] = np.nan  # the rows of the first learner alone
+        sample = two._batches.next
+        two._batches.next = lambda: dict(batch)  # type: ignore[method-assign]
+        two._update()
+        two._update()
+        for state in two._on_learners(state_of):
+            assert_same(state, saved[0])
+        skipped = two.metrics.peek(("learners", DEFAULT_MODULE_ID, "skipped_updates"))
+        assert skipped >= 2
+        with pytest.raises(RuntimeError, match="3 updates in a row had a NaN or infinite gradient"):
+            two._update()
+
+        two._batches.next = sample  # type: ignore[method-assign]
+        two._update()
+        one, other = two._on_learners(state_of)
+        assert_same(one, other)
+        os.kill(two._on_learners(lambda learner: os.getpid())[1], signal.SIGKILL)
+        start = time.monotonic()
+        message = r"a learner was lost, and Ray starts no learner again: .*rllib train .* --resume"
+        with pytest.raises(RuntimeError, match=message):
+            train_until(two, 1000)
+        print(f"\nstopped after {time.monotonic() - start:.1f} s")
+
+    checkpoint.verify(path)
+    with built(config_of(0)) as alone:
+        alone.restore_from_path(path)
+        assert_same(alone._on_learners(state_of)[0], saved[0])
+        assert_same(alone.get_state(components="nothing")["dreamer"], counters)
+        assert len(alone.replay) == stored
+        steps, updates = alone._agent_steps, alone._updates
+        alone.train()
+        assert (alone._agent_steps, alone._updates) == (steps + 1, updates + 1)
+        assert alone.replay.stats()["streams"] == 1
+
+
+def test_random_state_of_a_gpu_does_not_hinder_a_cpu() -> None:
+    with built(config_of(0)) as algo:
+        learner = algo.learner_group._learner
+        before = learner.get_state()
+        learner.set_state({**before, "rng": {**before["rng"], "cuda": np.zeros(16, np.uint8)}})
+        assert_same(learner.get_state()["rng"], before["rng"])
