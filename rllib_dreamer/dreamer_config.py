@@ -30,6 +30,7 @@ PARTS = ("world_model", "actor", "critic")
 """The parts of the agent that may have their own learning rates."""
 
 OPTIMIZERS = ("laprop", "adam")
+STORAGES = ("memory", "disk")
 
 # Settings of RLlib's DreamerV3Config that mean nothing here, and why.
 _WITHOUT_EFFECT = {
@@ -76,6 +77,7 @@ _RANGES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "gae_lambda": ("in [0, 1]", lambda v: _number(v, 0) and v <= 1),
     "return_normalization_decay": ("in [0, 1)", lambda v: _number(v, 0) and v < 1),
     "precision": (f"one of {PRECISIONS}", lambda v: v in PRECISIONS),
+    "replay_storage": (f"one of {STORAGES}", lambda v: v in STORAGES),
     "symlog_obs": ('True, False or "auto"', lambda v: v in (True, False, "auto")),
     "video_interval_s": ("None or a number >= 0", lambda v: v is None or _number(v, 0)),
     "learner_threads": ('"auto" or a whole number >= 1', lambda v: v == "auto" or _count(v, 1)),
@@ -135,6 +137,7 @@ class DreamerConfig(AlgorithmConfig):
         self.replay_capacity = 1_000_000
         self.replay_online = True
         self.replay_context = True
+        self.replay_storage = "memory"
         self.replay_directory: str | None = None
         self.replay_prefetch = 0
         self.store_buffer_in_checkpoints = True
@@ -190,6 +193,7 @@ class DreamerConfig(AlgorithmConfig):
         replay_capacity: int = NotProvided,
         replay_online: bool = NotProvided,
         replay_context: bool = NotProvided,
+        replay_storage: str = NotProvided,
         replay_directory: str | None = NotProvided,
         replay_prefetch: int = NotProvided,
         replay_buffer_config: dict[str, Any] = NotProvided,
@@ -240,7 +244,10 @@ class DreamerConfig(AlgorithmConfig):
             replay_online: Whether every fresh sequence is replayed once before any is drawn.
             replay_context: Whether a replayed sequence starts from stored latents, else from
                 zero, as an episode does.
-            replay_directory: Folder for memory-mapped replay; None keeps it in memory.
+            replay_storage: "memory", or "disk" for memory-mapped files, which checkpoints name
+                instead of copying them.
+            replay_directory: Folder of these files, which implies "disk"; with None they lie in
+                the trial's folder, for which there must be a Tune trial.
             replay_prefetch: Batches prepared ahead by a thread; 0 is repeatable across restarts.
             replay_buffer_config: Of RLlib's DreamerV3Config; only "capacity" is read.
             store_buffer_in_checkpoints: Whether checkpoints hold the replay.
