@@ -99,7 +99,7 @@ def build(env: str, size: str, obs: Observation, training: dict[str, Any]) -> Dr
     config = (
         DreamerConfig()
         .environment(NoiseEnv if env == "noise" else env, env_config=kind)
-        .training(model_size=size, replay_capacity=20_000, **training)
+        .training(**{"model_size": size, "replay_capacity": 20_000} | training)
         .reporting(min_time_s_per_iteration=0, min_sample_timesteps_per_iteration=1)
         .debugging(seed=0, log_level="ERROR")
     )

@@ -132,6 +132,11 @@ def _entries(folder: Path) -> dict[str, list]:
     return entries
 
 
+def _escapes(path: Path, folder: Path) -> bool:
+    """Whether a path, by "..", from the root or through links, ends outside of the folder."""
+    return not path.resolve().is_relative_to(folder.resolve())
+
+
 def problems(folder: str | Path, *, hashes: bool = True) -> list[str]:
     """Returns what is wrong with a sealed folder; nothing if it is whole.
 
@@ -142,10 +147,13 @@ def problems(folder: str | Path, *, hashes: bool = True) -> list[str]:
     folder = Path(folder)
     if not (folder / MANIFEST).is_file():
         return [f"{MANIFEST} is missing: saving was not finished"]
-    found: list[str] = []
+    links = [path for path in folder.rglob("*") if path.is_symlink()]
+    found = [f"{p.relative_to(folder)} leads out of it" for p in links if _escapes(p, folder)]
     for name, (size, digest) in _entries(folder).items():
         path = folder / name
-        if not path.is_file():
+        if _escapes(path, folder):
+            found.append(f"{name} leads out of it")
+        elif not path.is_file():
             found.append(f"{name} is missing")
         elif path.stat().st_size != size:
             found.append(f"{name} has {path.stat().st_size} bytes instead of {size}")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from pyarrow.fs import LocalFileSystem
 from ray import cloudpickle
 from ray.exceptions import RayError
 from ray.rllib.algorithms.algorithm import Algorithm
@@ -88,11 +89,28 @@ class DreamerTorch(Algorithm):
             batch_length=cfg.batch_length_T,
             online=cfg.replay_online,
             seed=cfg.seed,
-            directory=cfg.replay_directory,
+            directory=self._replay_directory(),
         )
         self._batches = Prefetcher(self.replay, cfg.replay_prefetch)
         self._sampler = Sampler(self.env_runner_group, cfg)
         self._videos = self._training_videos()
+
+    def _replay_directory(self) -> str | None:
+        """Where the replay lies on disk: a folder that is the same after a restart.
+
+        Raises:
+            ValueError: If it is to lie in the trial's folder, and that is not one of this machine.
+        """
+        cfg, trial = self.config, self._storage
+        if cfg.replay_directory is not None or cfg.replay_storage == "memory":
+            return cfg.replay_directory
+        if trial is None or not isinstance(trial.storage_filesystem, LocalFileSystem):
+            raise ValueError(
+                f"replay_storage='disk' puts the replay into the folder of a Tune trial on this "
+                f"machine, but {'there is no trial' if trial is None else 'it is remote'}: set "
+                "replay_directory to a folder on a fast disk."
+            )
+        return str(Path(trial.trial_fs_path) / REPLAY_FOLDER)
 
     def _training_videos(self) -> TrainingVideos | None:
         if self.config.video_interval_s is None:
@@ -126,7 +144,7 @@ class DreamerTorch(Algorithm):
                 f"batch        {cfg.batch_size_B} x {cfg.batch_length_T}, training ratio "
                 f"{cfg.training_ratio:g}",
                 f"replay       {gb:.2f} GB at {cfg.replay_capacity:,} steps"
-                + (f" in {cfg.replay_directory}" if cfg.replay_directory else ""),
+                + (f" in {directory}" if (directory := self._replay_directory()) else ""),
             ]
         )
 

@@ -18,6 +18,7 @@ from rllib_dreamer.dreamer_env_runner import DreamerEnvRunner
 from rllib_dreamer.dreamer_torch_rl_module import DreamerTorchRLModule
 from rllib_dreamer.envs import validate_env
 from rllib_dreamer.hardware import PRECISIONS
+from rllib_dreamer.learner_scaling import Scaled, scale_config
 from rllib_dreamer.model.sizes import CHOICES, LossConfig, model_config
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ PARTS = ("world_model", "actor", "critic")
 """The parts of the agent that may have their own learning rates."""
 
 OPTIMIZERS = ("laprop", "adam")
+STORAGES = ("memory", "disk")
 
 # Settings of RLlib's DreamerV3Config that mean nothing here, and why.
 _WITHOUT_EFFECT = {
@@ -78,6 +80,7 @@ _RANGES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "gae_lambda": ("in [0, 1]", lambda v: _number(v, 0) and v <= 1),
     "return_normalization_decay": ("in [0, 1)", lambda v: _number(v, 0) and v < 1),
     "precision": (f"one of {PRECISIONS}", lambda v: v in PRECISIONS),
+    "replay_storage": (f"one of {STORAGES}", lambda v: v in STORAGES),
     "symlog_obs": ('True, False or "auto"', lambda v: v in (True, False, "auto")),
     "video_interval_s": ("None or a number >= 0", lambda v: v is None or _number(v, 0)),
     "learner_threads": ('"auto" or a whole number >= 1', lambda v: v == "auto" or _count(v, 1)),
@@ -158,9 +161,12 @@ class DreamerConfig(AlgorithmConfig):
         self.replay_capacity = 1_000_000
         self.replay_online = True
         self.replay_context = True
+        self.replay_storage = "memory"
         self.replay_directory: str | None = None
         self.replay_prefetch = 0
         self.store_buffer_in_checkpoints = True
+        # What `scale_to_learners` has changed, by name.
+        self._scaled_settings: dict[str, Scaled] = {}
         # Sampling.
         self.initial_random_steps = 0
         self.broadcast_interval = 1
@@ -211,6 +217,7 @@ class DreamerConfig(AlgorithmConfig):
         replay_capacity: int = NotProvided,
         replay_online: bool = NotProvided,
         replay_context: bool = NotProvided,
+        replay_storage: str = NotProvided,
         replay_directory: str | None = NotProvided,
         replay_prefetch: int = NotProvided,
         replay_buffer_config: dict[str, Any] = NotProvided,
@@ -261,7 +268,10 @@ class DreamerConfig(AlgorithmConfig):
             replay_online: Whether every fresh sequence is replayed once before any is drawn.
             replay_context: Whether a replayed sequence starts from stored latents, else from
                 zero, as an episode does.
-            replay_directory: Folder for memory-mapped replay; None keeps it in memory.
+            replay_storage: "memory", or "disk" for memory-mapped files, which checkpoints name
+                instead of copying them.
+            replay_directory: Folder of these files, which implies "disk"; with None they lie in
+                the trial's folder, for which there must be a Tune trial.
             replay_prefetch: Batches prepared ahead by a thread; 0 is repeatable across restarts.
             replay_buffer_config: Of RLlib's DreamerV3Config; only "capacity" is read.
             store_buffer_in_checkpoints: Whether checkpoints hold the replay.
@@ -309,6 +319,28 @@ class DreamerConfig(AlgorithmConfig):
             if kwargs.pop(name):
                 logger.warning("%s has no effect: the losses are always reported.", name)
         super().reporting(**kwargs)
+        return self
+
+    def scale_to_learners(
+        self, num_learners: int, *, total_steps: int | None = None
+    ) -> DreamerConfig:
+        """Goes from the settings for one learner to those for several, and prints what it sets.
+
+        `batch_size_B` and `num_envs_per_env_runner` are multiplied by n, learning rates and their
+        schedules by sqrt(n). What is set afterwards wins, over later calls too, each of which
+        starts from the settings for one learner: calling twice is calling once.
+
+            config.scale_to_learners(4, total_steps=500_000).learners(num_gpus_per_learner=1)
+
+        Args:
+            num_learners: The number n of learners, >= 1; with 1 everything is as it was.
+            total_steps: Agent steps of the run, over whose first tenth fixed learning rates rise
+                from that of one learner; None gives the full rates at once.
+
+        Raises:
+            ValueError: If a number is out of range, or a setting to scale is a search of Tune.
+        """
+        print(scale_config(self, self._scaled_settings, num_learners, total_steps))
         return self
 
     def validate(self) -> None:

@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 import gymnasium as gym
 import numpy as np
 
+from rllib_dreamer.replay_memory import GB
 from rllib_dreamer.replay_steps import episode_steps
 from rllib_dreamer.replay_storage import (
-    GB,
     LATENTS,
     Column,
     DiskStorage,
@@ -343,10 +343,11 @@ class Replay:
         path = Path(path)
         path.mkdir(parents=True, exist_ok=True)
         with self._lock:
-            self._storage.flush()
-            if self._storage.run is None:
+            commit = self._storage.commit()
+            if commit is None:
                 write_columns(path, self._storage.columns, self._index.spans())
-            (path / "replay.json").write_text(json.dumps(self._metadata()))
+            metadata = {**self._metadata(), "commit": commit}
+            (path / "replay.json").write_text(json.dumps(metadata))
 
     def load(self, path: str | Path) -> None:
         """Reads what `save` wrote; unpickles nothing.
@@ -407,7 +408,7 @@ class Replay:
                 "replay_directory to that of the saved run, or start with an empty replay"
             )
         serials = state["oldest_serial"] + np.arange(len(state["chunks"]), dtype=np.int64)
-        there = self._storage.adopt(metadata["run"], serials)
+        there = self._storage.adopt(metadata["run"], metadata["commit"], serials)
         gone = np.flatnonzero(~there)
         return int(gone[-1]) + 1 if len(gone) else 0
 

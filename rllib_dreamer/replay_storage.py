@@ -19,21 +19,15 @@ from typing import Any, NamedTuple
 
 import gymnasium as gym
 import numpy as np
-import psutil
 import torch
 from filelock import FileLock, Timeout
 from gymnasium import spaces
 
+from rllib_dreamer.replay_memory import GB, MemoryClaim, check_memory
 from rllib_dreamer.spaces import leaf_spaces
 
-GB = 1e9
 _SERIAL_ELEMENTS = 2**14
 LATENTS = ("deter", "stoch")
-_CGROUP_ROOT = Path("/sys/fs/cgroup")
-_CGROUP_FILES = (
-    (".", "memory.max", "memory.current", "inactive_file"),
-    ("memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
-)
 
 
 class Column(NamedTuple):
@@ -110,52 +104,6 @@ def to_half(values: np.ndarray) -> np.ndarray:
     return out
 
 
-def _cgroup_available(root: Path) -> list[int]:
-    """Free bytes under each memory limit (cgroup v2 or v1) found at `root`; empty without one."""
-    available = []
-    for folder, limit_name, usage_name, reclaimable_name in _CGROUP_FILES:
-        limit_file, usage_file = root / folder / limit_name, root / folder / usage_name
-        if not (limit_file.is_file() and usage_file.is_file()):
-            continue
-        limit = limit_file.read_text().strip()
-        if limit == "max" or int(limit) >= 2**60:  # v1 writes "no limit" as a huge number
-            continue
-        stat_file = root / folder / "memory.stat"
-        lines = stat_file.read_text().splitlines() if stat_file.is_file() else []
-        stat = dict(line.split()[:2] for line in lines if " " in line)
-        usage = int(usage_file.read_text()) - int(stat.get(reclaimable_name, 0))
-        available.append(max(0, int(limit) - usage))
-    return available
-
-
-def available_memory(cgroup_root: Path = _CGROUP_ROOT) -> int:
-    """Returns the bytes of memory this process may still take: the machine's or its container's."""
-    return min([psutil.virtual_memory().available, *_cgroup_available(cgroup_root)])
-
-
-def check_memory(nbytes: int, capacity: int | None = None, available: int | None = None) -> None:
-    """Refuses a replay that would not fit into memory once it is full.
-
-    Args:
-        nbytes: Bytes of the full replay.
-        capacity: Its capacity in steps; with it the message can name one that fits.
-        available: Bytes to compare with; by default `available_memory()`.
-
-    Raises:
-        ValueError: The replay needs more than there is.
-    """
-    available = available_memory() if available is None else available
-    if nbytes <= available:
-        return
-    given = "" if capacity is None else f" {capacity:,} (steps)"
-    fits = "" if capacity is None else f" to at most {int(0.9 * capacity * available / nbytes):,}"
-    raise ValueError(
-        f"replay_capacity{given} needs {nbytes / GB:.1f} GB of memory when full, but only "
-        f"{available / GB:.1f} GB are available: lower it{fits}, choose a smaller "
-        "model_size or image, or keep the replay on disk by setting replay_directory"
-    )
-
-
 def check_disk(nbytes: int, directory: Path) -> None:
     """Refuses a replay whose files would not fit on the disk of `directory`.
 
@@ -188,6 +136,7 @@ class StepStorage:
         columns: One array of shape `(num_rows, *shape)` for each column.
         num_rows: Rows in each column, `num_chunks * chunk_length`.
         run: Names what the files of a replay on disk hold; None in memory.
+        claim: Tells other processes of the memory; None on disk.
     """
 
     def __init__(self, layout: Mapping[str, Column], num_chunks: int, chunk_length: int) -> None:
@@ -197,6 +146,7 @@ class StepStorage:
         self.chunk_length = chunk_length
         self.num_rows = num_chunks * chunk_length
         self.run: str | None = None
+        self.claim: MemoryClaim | None = None
         self.columns = self._make_columns()
 
     def _make_columns(self) -> dict[str, np.ndarray]:
@@ -225,8 +175,13 @@ class StepStorage:
     def clear(self) -> None:
         """Forgets all steps, so that chunks may be numbered anew; nothing to do in memory."""
 
-    def flush(self) -> None:
-        """Makes sure that what was written outlives the machine; nothing to do in memory."""
+    def commit(self) -> str | None:
+        """Makes sure that what was written outlives the machine; nothing to do in memory.
+
+        Returns:
+            A name for what is stored now, which a checkpoint keeps; None in memory.
+        """
+        return None
 
     def close(self) -> None:
         """Lets the next replay use the same place; nothing to do in memory."""
@@ -235,9 +190,11 @@ class StepStorage:
 class DiskStorage(StepStorage):
     """The same ring in memory-mapped files of one directory, which is reserved in full at once.
 
-    `chunks.npy` says which chunk lies in each place and is written before the chunk is. A
+    `chunks.npy` says which chunk lies in each place and is on the disk before the chunk is. A
     checkpoint can so name chunks without copying them: after a restart those whose place was taken
-    by a later chunk are known to be gone. The files belong to one replay at a time.
+    by a later chunk are known to be gone. `replay.json` lists the commits whose steps lie here.
+    Writing after an earlier one was restored strikes out the later ones, whose chunks would get
+    other steps under the same numbers. The files belong to one replay at a time.
     """
 
     def __init__(
@@ -282,7 +239,7 @@ class DiskStorage(StepStorage):
         exists = self._manifest.is_file()
         if exists:
             found = json.loads(self._manifest.read_text())
-            self.run = str(found.pop("run"))
+            self.run, self._commits = str(found.pop("run")), found.pop("commits")
             if found != self._describe():
                 raise ValueError(
                     f"replay_directory {str(self.directory)!r} holds a replay of "
@@ -299,7 +256,7 @@ class DiskStorage(StepStorage):
         }
         entry = Column((), np.dtype(np.int64))
         self._chunks = self._map("chunks.npy", entry, self.num_chunks, create=not exists)
-        self._started = False
+        self._started = self._adopted = False
         if not exists:
             self.clear()
         return columns
@@ -318,24 +275,30 @@ class DiskStorage(StepStorage):
     def clear(self) -> None:
         """Declares that the files hold nothing and belong to a new run."""
         self._started = True
-        self.run = uuid.uuid4().hex
+        self.run, self._commits = uuid.uuid4().hex, []
         self._chunks[:] = -1
+        self._write_manifest()
+
+    def _write_manifest(self) -> None:
+        found = {**self._describe(), "run": self.run, "commits": self._commits}
         partial = self._manifest.with_suffix(".tmp")
-        partial.write_text(json.dumps({**self._describe(), "run": self.run}))
+        partial.write_text(json.dumps(found))
         partial.replace(self._manifest)
 
-    def adopt(self, run: str, serials: np.ndarray) -> np.ndarray:
-        """Goes on with the files of an earlier run.
+    def adopt(self, run: str, commit: str, serials: np.ndarray) -> np.ndarray:
+        """Goes on with the files of an earlier run as they were at one of its commits.
 
         Args:
             run: Its name, from a checkpoint.
+            commit: What `commit` returned for the checkpoint.
             serials: (n,) chunks that the checkpoint counts on.
 
         Returns:
             (n,) bool, whether each of them is still there.
 
         Raises:
-            ValueError: The files are those of another run.
+            ValueError: The files are those of another run, or of this one after it went on from an
+                earlier commit.
         """
         if run != self.run:
             raise ValueError(
@@ -343,18 +306,41 @@ class DiskStorage(StepStorage):
                 f"checkpoint needs those of run {run}: set replay_directory to the one used "
                 "when the checkpoint was written (a new run in it replaces the old one)"
             )
-        self._started = True
+        if commit not in self._commits:
+            raise ValueError(
+                f"replay_directory {str(self.directory)!r} has been written to by a run that went "
+                "on from an earlier checkpoint than this one, whose steps it replaced: restore "
+                "that run's latest checkpoint"
+            )
+        self._commits = self._commits[: self._commits.index(commit) + 1]
+        self._started, self._adopted = False, True
         return np.asarray(self._chunks[serials % self.num_chunks] == serials)
 
-    def _claim(self, serial: int) -> None:
-        if not self._started:  # writing without having loaded: the old steps are given up
-            self.clear()
-        self._chunks[serial % self.num_chunks] = serial
+    def write(self, first: int, steps: Mapping[str, np.ndarray], start: int, count: int) -> None:
+        """Writes steps; the first time, gives up those that no adopted commit knows."""
+        if not self._started:
+            if self._adopted:
+                self._write_manifest()
+            else:
+                self.clear()
+            self._started = True
+        super().write(first, steps, start, count)
 
-    def flush(self) -> None:
-        """Writes changed pages to the disk."""
+    def _claim(self, serial: int) -> None:
+        self._chunks[serial % self.num_chunks] = serial
+        self._maps[-1].flush()
+
+    def commit(self) -> str:
+        """Writes changed pages to the disk, and notes that a checkpoint counts on them.
+
+        Returns:
+            The commit's name.
+        """
         for array in self._maps:
             array.flush()
+        self._commits.append(uuid.uuid4().hex)
+        self._write_manifest()
+        return self._commits[-1]
 
     def close(self) -> None:
         """Gives the directory free for another replay; the arrays stay readable."""
@@ -375,8 +361,12 @@ def open_storage(
     if directory is not None:
         return DiskStorage(layout, num_chunks, chunk_length, directory)
     num_rows = num_chunks * chunk_length
-    check_memory(num_rows * step_nbytes(layout), num_rows)
-    return StepStorage(layout, num_chunks, chunk_length)
+    nbytes = num_rows * step_nbytes(layout)
+    check_memory(nbytes, num_rows)
+    storage = StepStorage(layout, num_chunks, chunk_length)
+    storage.claim = MemoryClaim(nbytes)
+    storage.claim.warn()
+    return storage
 
 
 def write_columns(

@@ -133,3 +133,32 @@ def test_folders_change_places_also_where_the_system_cannot_do_it_at_once(
     checkpoint.verify(sealed)
     assert (sealed / "a.bin").read_text() == "two"
     assert [p.name for p in sealed.parent.iterdir()] == ["c"]
+
+
+@pytest.mark.parametrize("name", ["../outside.bin", "sub/../../outside.bin", "{root}/outside.bin"])
+def test_a_manifest_cannot_name_what_lies_outside(name: str, sealed: Path) -> None:
+    name = name.format(root=sealed.parent)
+    outside = sealed.parent / "outside.bin"
+    outside.write_text("secret")
+    manifest = json.loads((sealed / checkpoint.MANIFEST).read_text())
+    manifest["files"][name] = [6, checkpoint._digest(outside)]
+    (sealed / checkpoint.MANIFEST).write_text(json.dumps(manifest))
+    assert not checkpoint.is_complete(sealed)
+    with pytest.raises(ValueError, match=rf"{name} leads out of it"):
+        checkpoint.verify(sealed)
+
+
+@pytest.mark.parametrize("name", ["a.bin", "unlisted.bin", "folder"])
+def test_a_link_cannot_lead_outside(name: str, sealed: Path) -> None:
+    outside = sealed.parent / "outside"
+    write(outside)
+    (sealed / name).unlink(missing_ok=True)
+    (sealed / name).symlink_to(outside if name == "folder" else outside / "a.bin")
+    with pytest.raises(ValueError, match=f"{name} leads out of it"):
+        checkpoint.verify(sealed)
+
+
+def test_links_within_and_to_a_checkpoint_are_fine(sealed: Path) -> None:
+    (sealed / "again.bin").symlink_to("a.bin")
+    (sealed.parent / "latest").symlink_to(sealed)
+    checkpoint.verify(sealed.parent / "latest")

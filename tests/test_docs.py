@@ -352,7 +352,7 @@ def test_other_blocks_run(home: Path) -> None:
     scope: dict[str, Any] = {}
     for text in python_of("scaling.md"):
         exec(text, scope)
-    assert scope["config"].lr == [[0, 8e-6], [50_000, 8e-5]]
+    assert scope["config"].lr == [[0, 4e-5], [50_000, 8e-5]]
 
 
 @pytest.mark.slow

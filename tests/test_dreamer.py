@@ -243,6 +243,7 @@ def test_building_from_a_checkpoint_in_a_fresh_process(saved: Any) -> None:
     ("harm", "message"),
     [
         (lambda p: (p / checkpoint.MANIFEST).unlink(), "saving was not finished"),
+        (lambda p: (p / "replay" / "link.npy").symlink_to("/"), "replay/link.npy leads out of it"),
         (lambda p: (p / "algorithm_state.pkl").unlink(), r"algorithm_state\.pkl is missing"),
         (lambda p: (p / "replay" / "replay.json").write_text("{}"), r"replay\.json has 2 bytes"),
     ],

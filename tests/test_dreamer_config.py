@@ -30,6 +30,7 @@ REFUSED = {
     "gae_lambda": (1.1, -0.1),
     "return_normalization_decay": (1.0, -0.1),
     "precision": ("float16", None),
+    "replay_storage": ("nvme", None),
     "symlog_obs": ("yes",),
     "learner_threads": (0, "all", 1.5),
 }

@@ -404,6 +404,13 @@ class TestCheckpoints:
         with pytest.raises(ValueError, match=r"module_state\.pkl has 100 bytes instead of"):
             DreamerPolicy.from_checkpoint(copy)
 
+    def test_refuses_files_from_elsewhere(self, copy: Path) -> None:
+        path = copy / "learner_group/learner/rl_module/default_policy/module_state.pkl"
+        path.rename(copy.parent / "state.pkl")
+        path.symlink_to(copy.parent / "state.pkl")
+        with pytest.raises(ValueError, match=r"module_state\.pkl leads out of it"):
+            DreamerPolicy.from_checkpoint(copy)
+
     def test_needs_no_replay(self, copy: Path) -> None:
         shutil.rmtree(copy / "replay")
         DreamerPolicy.from_checkpoint(copy)

@@ -179,3 +179,20 @@ def test_disk_refuses_what_it_cannot_go_on_with(tmp_path: Path) -> None:
     second.add([Env().run(10)])  # a new run takes the directory over
     with pytest.raises(ValueError, match=r"holds the steps of run \w+, the checkpoint needs"):
         second.load(tmp_path / "checkpoint")
+
+
+def test_disk_knows_which_history_it_holds(tmp_path: Path) -> None:
+    """Going on from the first of two checkpoints overwrites what the second one counts on."""
+    disk, envs = busy(tmp_path / "replay")
+    disk.save(tmp_path / "first")
+    disk.add([env.run(2) for env in envs])
+    disk.save(tmp_path / "second")
+    back = reopen(disk, tmp_path / "replay", tmp_path / "first")
+    again = reopen(back, tmp_path / "replay", tmp_path / "second")  # nothing was written yet
+    branch = reopen(again, tmp_path / "replay", tmp_path / "first")
+    branch.add([Env(7).run(1)])
+    branch.close()
+    third = make(capacity=120, online=True, directory=tmp_path / "replay")
+    with pytest.raises(ValueError, match="went on from an earlier checkpoint than this one"):
+        third.load(tmp_path / "second")
+    third.load(tmp_path / "first")

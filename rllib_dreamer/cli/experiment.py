@@ -17,7 +17,8 @@ from ray.tune.registry import get_trainable_cls
 from rllib_dreamer.cli.errors import CommandError, did_you_mean
 from rllib_dreamer.cli.options import TrainOptions
 from rllib_dreamer.cli.overrides import apply_overrides, check_stop, parse_stop
-from rllib_dreamer.envs import validate_env_name
+from rllib_dreamer.dreamer_config import DreamerConfig
+from rllib_dreamer.envs import action_repeat, validate_env_name
 
 DEFAULT_ALGORITHM = "DreamerTorch"
 _ADVICE_OF_RLLIB = " To suppress all validation errors"  # at the end of each message
@@ -133,9 +134,11 @@ def _finished(
     """Applies the options to a config and checks it."""
     if options.env is not None:
         config.environment(env=options.env)
-    apply_overrides(config, options.set)
     if options.stop is not None:
         limits = parse_stop(options.stop)
+    if options.learners is not None:
+        _scale(config, options.learners, limits)
+    apply_overrides(config, options.set)
     if config.algo_class is None:
         raise CommandError(
             f"'config' is a plain {type(config).__name__} which belongs to no algorithm; "
@@ -144,6 +147,24 @@ def _finished(
     check_env(config)
     _validate(config)
     return Experiment(config, limits, name)
+
+
+def _scale(config: AlgorithmConfig, learners: int, limits: dict[str, float]) -> None:
+    """Scales a config to several learners, before `--set`, which so wins."""
+    if not isinstance(config, DreamerConfig):
+        raise CommandError(
+            f"--learners is for DreamerTorch, not for a {type(config).__name__}; "
+            "write --set num_learners=... and the rest yourself"
+        )
+    agent_steps = limits.get("agent_steps")
+    if agent_steps is None and "env_steps" in limits:
+        agent_steps = limits["env_steps"] / action_repeat(config.env, config.env_config)
+    try:
+        config.scale_to_learners(
+            learners, total_steps=None if agent_steps is None else max(1, round(agent_steps))
+        )
+    except ValueError as error:
+        raise CommandError(f"--learners {learners}: {error}") from error
 
 
 def _validate(config: AlgorithmConfig) -> None:

@@ -45,6 +45,15 @@ class TrainOptions:
             help="Set a config field; dots reach into dicts: env_config.action_repeat=4.",
         ),
     ] = field(default_factory=list)
+    learners: Annotated[
+        int | None,
+        typer.Option(
+            "--learners",
+            min=1,
+            rich_help_panel=_RUN,
+            help="Learners; batch, environments and learning rates are scaled with them.",
+        ),
+    ] = None
     num_samples: Annotated[
         int, typer.Option("--num-samples", min=1, help="Runs per setting.", rich_help_panel=_RUN)
     ] = 1
