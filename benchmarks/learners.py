@@ -132,7 +132,9 @@ def main(
     json_: Annotated[Path | None, typer.Option("--json", help="Writes the figures.")] = None,
 ) -> None:
     """Times groups of learners."""
-    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, ignore_reinit_error=True)
+    ray.init(
+        "local", num_cpus=4, include_dashboard=False, log_to_driver=False, ignore_reinit_error=True
+    )
     case = Case(size, obs.value, precision, threads=threads, batch=batch, length=length)
     walls, reduces = measure(case, rounds, warmup)
     name = f"{size} {obs.value} {precision}"

@@ -147,7 +147,7 @@ def main(
     json_: Annotated[Path | None, typer.Option("--json", help="Writes the figures.")] = None,
 ) -> None:
     """Times whole training iterations."""
-    ray.init(include_dashboard=False, log_to_driver=False, ignore_reinit_error=True)
+    ray.init("local", include_dashboard=False, log_to_driver=False, ignore_reinit_error=True)
     training = {"training_ratio": ratio, "batch_size_B": batch, "batch_length_T": length}
     algo = build(env, size, obs, training | {"precision": precision})
     try:
