@@ -72,6 +72,7 @@ class DreamerTorch(Algorithm):
             ) from error
         cfg = self.config
         self._agent_steps = self._updates = self._training_steps = 0
+        self._weights_changed = False  # since the EnvRunners got them
         self._rate_mark = (time.monotonic(), 0, 0)
         self._episodes: list[tuple[int, float, float]] = []
         self._skipped_in_a_row = 0
@@ -152,17 +153,29 @@ class DreamerTorch(Algorithm):
         """Samples, learns as often as the training ratio asks, hands out the weights."""
         with self.metrics.log_time((TIMERS, SAMPLE_TIMER)):
             self._sample()
-        ready = self.replay.num_sequences >= self.config.batch_size_B * self.config.batch_length_T
-        updates = self._ratio.updates(self._agent_steps) if ready else 0
+        updates = self._due_updates()
         for _ in range(updates):
             with self.metrics.log_time((TIMERS, LEARN_ON_BATCH_TIMER)):
                 self._update()
         self._training_steps += 1
-        if updates and self._training_steps % self.config.broadcast_interval == 0:
+        self._weights_changed |= updates > 0
+        if self._weights_changed and self._training_steps % self.config.broadcast_interval == 0:
             with self.metrics.log_time((TIMERS, SYNCH_WORKER_WEIGHTS_TIMER)):
                 self.env_runner_group.sync_weights(
                     from_worker_or_learner_group=self.learner_group, inference_only=True
                 )
+            self._weights_changed = False
+
+    def _due_updates(self) -> int:
+        """Updates that the training ratio asks for, once the replay has enough to learn from.
+
+        That is as many sequences as a batch has steps; a replay that evicts holds all it ever will.
+        """
+        enough = self.config.batch_size_B * self.config.batch_length_T
+        if self.replay.num_sequences >= enough or self.replay.has_evicted:
+            return self._ratio.updates(self._agent_steps)
+        self._ratio.restart()
+        return 0
 
     def _sample(self) -> None:
         """Steps the environments and puts what they gave into the replay."""
@@ -222,7 +235,7 @@ class DreamerTorch(Algorithm):
     def step(self) -> dict[str, Any]:
         """One iteration; adds the counters that RLlib does not keep."""
         result: dict[str, Any] = super().step()
-        self._average_episodes(result[ENV_RUNNER_RESULTS])
+        self._average_episodes(result.setdefault(ENV_RUNNER_RESULTS, {}))
         self._on_learners(lambda learner: release_memory())
         now, (then, agent_steps, updates) = time.monotonic(), self._rate_mark
         elapsed = max(now - then, 1e-9)
@@ -305,6 +318,9 @@ class DreamerTorch(Algorithm):
         folder = Path(path)
         checkpoint.verify(folder)
         self._sampler.drop()
+        for group in (self.env_runner_group, self.eval_env_runner_group):
+            if group is not None:
+                group.foreach_env_runner(_take_any_weights)
         super().restore_from_path(path, *args, **kwargs)
         if (folder / REPLAY_FOLDER).is_dir():
             self._batches.close()
@@ -355,6 +371,11 @@ def _lost_learner(error: BaseException) -> RuntimeError:
         "checkpoint: `rllib train ... --resume`, or --max-failures N to do so by itself, or "
         "Algorithm.from_checkpoint(path)"
     )
+
+
+def _take_any_weights(runner: Any) -> None:
+    """Lets an EnvRunner take the next weights even if they are older than its own."""
+    runner._weights_seq_no = 0
 
 
 def _describe_learner(learner: DreamerTorchLearner) -> dict[str, Any]:

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import logging
-import math
-from collections.abc import Callable
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig, NotProvided
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 from ray.rllib.utils.schedules.scheduler import Scheduler
@@ -17,9 +14,9 @@ from rllib_dreamer.dreamer_catalog import DreamerCatalog
 from rllib_dreamer.dreamer_env_runner import DreamerEnvRunner
 from rllib_dreamer.dreamer_torch_rl_module import DreamerTorchRLModule
 from rllib_dreamer.envs import validate_env
-from rllib_dreamer.hardware import PRECISIONS
 from rllib_dreamer.learner_scaling import Scaled, scale_config
-from rllib_dreamer.model.sizes import CHOICES, LossConfig, model_config
+from rllib_dreamer.model.sizes import LossConfig, model_config
+from rllib_dreamer.setting_ranges import RANGES, is_number
 
 if TYPE_CHECKING:
     from rllib_dreamer.dreamer_torch_learner import DreamerTorchLearner
@@ -29,9 +26,6 @@ logger = logging.getLogger(__name__)
 PARTS = ("world_model", "actor", "critic")
 """The parts of the agent that may have their own learning rates."""
 
-OPTIMIZERS = ("laprop", "adam")
-STORAGES = ("memory", "disk")
-
 # Settings of RLlib's DreamerV3Config that mean nothing here, and why.
 _WITHOUT_EFFECT = {
     "world_model_grad_clip_by_global_norm": "gradients are clipped adaptively, see agc",
@@ -39,51 +33,6 @@ _WITHOUT_EFFECT = {
     "critic_grad_clip_by_global_norm": "gradients are clipped adaptively, see agc",
     "intrinsic_rewards_scale": "there are no intrinsic rewards",
     "gc_frequency_train_steps": "nothing needs collecting by hand",
-}
-
-
-def _number(value: Any, above: float = -math.inf) -> bool:
-    """Whether the value is a finite number of at least `above`."""
-    number = isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
-    return number and math.isfinite(value) and bool(value >= above)
-
-
-def _count(value: Any, least: int) -> bool:
-    """Whether the value is a whole number of at least `least`."""
-    whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
-    return whole and bool(value >= least)
-
-
-# What each setting may be, in words and as a test.
-_RANGES: dict[str, tuple[str, Callable[[Any], bool]]] = {
-    "training_ratio": ("a number > 0", lambda v: _number(v) and v > 0),
-    "agc": ("a number > 0", lambda v: _number(v) and v > 0),
-    "batch_size_B": ("a whole number >= 1", lambda v: _count(v, 1)),
-    "batch_length_T": ("a whole number >= 2", lambda v: _count(v, 2)),
-    "horizon_H": ("a whole number >= 1", lambda v: _count(v, 1)),
-    "replay_capacity": ("a whole number >= 1", lambda v: _count(v, 1)),
-    "broadcast_interval": ("a whole number >= 1", lambda v: _count(v, 1)),
-    "max_nonfinite_updates": ("a whole number >= 1", lambda v: _count(v, 1)),
-    "num_envs_per_env_runner": ("a whole number >= 1", lambda v: _count(v, 1)),
-    "num_env_runners": ("a whole number >= 0", lambda v: _count(v, 0)),
-    "num_learners": ("a whole number >= 0", lambda v: _count(v, 0)),
-    "warmup_updates": ("a whole number >= 0", lambda v: _count(v, 0)),
-    "replay_prefetch": ("a whole number >= 0", lambda v: _count(v, 0)),
-    "initial_random_steps": ("a whole number >= 0", lambda v: _count(v, 0)),
-    "grad_clip_norm": ("None or a number > 0", lambda v: v is None or (_number(v) and v > 0)),
-    "optimizer": (f"one of {OPTIMIZERS}", lambda v: v in OPTIMIZERS),
-    "actor_grad": (f"one of {CHOICES['actor_grad']}", lambda v: v in CHOICES["actor_grad"]),
-    "weight_decay": ("a number >= 0", lambda v: _number(v, 0)),
-    "free_nats": ("a number >= 0", lambda v: _number(v, 0)),
-    "entropy_scale": ("a number >= 0", lambda v: _number(v, 0)),
-    "gamma": ("in [0, 1), the paper has 1 - 1/333", lambda v: _number(v, 0) and v < 1),
-    "gae_lambda": ("in [0, 1]", lambda v: _number(v, 0) and v <= 1),
-    "return_normalization_decay": ("in [0, 1)", lambda v: _number(v, 0) and v < 1),
-    "precision": (f"one of {PRECISIONS}", lambda v: v in PRECISIONS),
-    "replay_storage": (f"one of {STORAGES}", lambda v: v in STORAGES),
-    "symlog_obs": ('True, False or "auto"', lambda v: v in (True, False, "auto")),
-    "video_interval_s": ("None or a number >= 0", lambda v: v is None or _number(v, 0)),
-    "learner_threads": ('"auto" or a whole number >= 1', lambda v: v == "auto" or _count(v, 1)),
 }
 
 
@@ -354,7 +303,7 @@ class DreamerConfig(AlgorithmConfig):
         if self.output and self.env_runner_cls is DreamerEnvRunner:
             self.env_runner_cls = None  # RLlib then takes its runner that records episodes
         model_config(self.model_size)
-        for name, (allowed, holds) in _RANGES.items():
+        for name, (allowed, holds) in RANGES.items():
             if not holds(getattr(self, name)):
                 self._value_error(f"`{name}`={getattr(self, name)!r} must be {allowed}.")
         self._validate_learning_rates()
@@ -417,7 +366,7 @@ class DreamerConfig(AlgorithmConfig):
 
     def _validate_loss_scales(self) -> None:
         """Checks the names and values of `loss_scales`."""
-        negative = {k: v for k, v in self.loss_scales.items() if not _number(v, 0)}
+        negative = {k: v for k, v in self.loss_scales.items() if not is_number(v, 0)}
         if negative:
             self._value_error(f"`loss_scales` must be numbers >= 0, got {negative}.")
         unknown = self.loss_scales.keys() - LossConfig().scales.keys()

@@ -2,15 +2,48 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import gymnasium as gym
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
+from ray.rllib.callbacks.callbacks import RLlibCallback
 from ray.rllib.env.single_agent_env_runner import SingleAgentEnvRunner
 
 from rllib_dreamer.envs import checked_creator
 
 _OF_SINGLE_ENVS = (gym.VectorizeMode.SYNC, gym.VectorizeMode.ASYNC)
+
+
+@dataclass(frozen=True)
+class Totals:
+    """What RLlib's episode metrics ask of the chunks of an episode, under the names it calls."""
+
+    length: int
+    reward: float
+    duration_s: float
+
+    @classmethod
+    def of(cls, chunks: Sequence[Any]) -> Totals:
+        """Adds up chunks, or totals of earlier ones."""
+        return cls(
+            sum(len(chunk) for chunk in chunks),
+            sum(chunk.get_return() for chunk in chunks),
+            sum(chunk.get_duration_s() for chunk in chunks),
+        )
+
+    def __len__(self) -> int:
+        """Env steps."""
+        return self.length
+
+    def get_return(self) -> float:
+        """Sum of rewards."""
+        return self.reward
+
+    def get_duration_s(self) -> float:
+        """Seconds."""
+        return self.duration_s
 
 
 class DreamerEnvRunner(SingleAgentEnvRunner):
@@ -22,6 +55,9 @@ class DreamerEnvRunner(SingleAgentEnvRunner):
 
     A runner whose env failed, and which RLlib asks again, builds its envs anew: the failed episode
     is not continued.
+
+    Of steps handed over it keeps only totals, where RLlib keeps everything to the episode's end:
+    50 kB a step for a small picture and its latents.
     """
 
     config: AlgorithmConfig
@@ -53,12 +89,21 @@ class DreamerEnvRunner(SingleAgentEnvRunner):
         self._failed = True
         episodes: list[Any] = super().sample(**kwargs)
         self._failed = False
+        if not self._shows_chunks():
+            for chunks in self._ongoing_episodes_for_metrics.values():
+                chunks[:] = [Totals.of(chunks)]
         return episodes
 
     def stop(self) -> None:
         """Closes the envs."""
         self._end_broken_workers()
         super().stop()
+
+    def _shows_chunks(self) -> bool:
+        """Whether a user's callback will be given the chunks of an episode at its end."""
+        base = RLlibCallback.on_episode_end
+        overridden = any(type(c).on_episode_end is not base for c in self._callbacks)
+        return overridden or self.config.callbacks_on_episode_end is not None
 
     def _end_broken_workers(self) -> None:
         """Ends the processes of a vector env of which one hangs or died: `close` would wait."""

@@ -140,6 +140,12 @@ class Replay:
         with self._lock:
             return self._index.num_sequences
 
+    @property
+    def has_evicted(self) -> bool:
+        """Whether the replay is full, so that old steps went for new ones."""
+        with self._lock:
+            return self._index.has_evicted
+
     def stats(self) -> dict[str, float]:
         """Returns what the replay holds and has done.
 

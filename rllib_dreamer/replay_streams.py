@@ -86,6 +86,11 @@ class StreamIndex:
         return max(self._first_serial, self.next_serial - self.num_chunks)
 
     @property
+    def has_evicted(self) -> bool:
+        """Whether a chunk was ever evicted, before a restore maybe."""
+        return self.oldest_serial > 0
+
+    @property
     def num_sequences(self) -> int:
         """Number of steps at which a whole sequence starts."""
         return sum(self._starts())

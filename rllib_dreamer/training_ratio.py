@@ -32,6 +32,10 @@ class TrainingRatio:
         self._accounted += due * self.steps_per_update
         return due
 
+    def restart(self) -> None:
+        """Begins anew with the next call: steps taken until then ask for no updates."""
+        self._accounted = None
+
     def get_state(self) -> dict[str, Any]:
         """What `set_state` takes."""
         return {"accounted": None if self._accounted is None else str(self._accounted)}

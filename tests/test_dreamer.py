@@ -26,6 +26,7 @@ from tiny import (
     CONTINUOUS,
     IMAGE,
     CountingEnv,
+    RandomEnv,
     agent_of,
     assert_same,
     built,
@@ -270,7 +271,67 @@ def test_a_checkpoint_without_the_replay(tmp_path: Path) -> None:
     with built(config.copy(copy_frozen=False)) as algo:
         algo.restore_from_path(str(path))
         assert (algo._updates, algo._agent_steps, len(algo.replay)) == (updates, steps, 0)
-        train_until(algo, updates + 1)
+        result = train_until(algo, updates + 1)
+        assert result["dreamer"]["updates"] == updates + 1  # no burst for the steps of the refill
+
+
+def test_going_back_gives_the_runner_the_old_weights_at_once(tmp_path: Path) -> None:
+    with built(tiny_config(CountingEnv)) as algo:
+        train_until(algo, 1)
+        path = algo.save_to_path(tmp_path / "c")
+        train_until(algo, 3)
+        algo.restore_from_path(path)
+        assert_acting_with(algo.env_runner_group, parameters_of(algo))
+
+
+def assert_acting_with(group: Any, parameters: dict[str, np.ndarray]) -> None:
+    """Checks the weights of every EnvRunner."""
+    runners = group.foreach_env_runner(lambda runner: runner.module.get_state())
+    assert runners
+    for held in runners:
+        assert_same(held, {name: parameters[name.removeprefix("agent.")] for name in held})
+
+
+def test_going_back_evaluates_the_old_weights(tmp_path: Path) -> None:
+    config = tiny_config(CountingEnv).evaluation(evaluation_interval=1000, evaluation_duration=1)
+    with built(config) as algo:
+        train_until(algo, 1)
+        path = algo.save_to_path(tmp_path / "c")
+        train_until(algo, 3)
+        algo.evaluate()
+        algo.restore_from_path(path)
+        algo.evaluate()
+        assert_acting_with(algo.eval_env_runner_group, parameters_of(algo))
+
+
+def test_weights_are_handed_out_though_updates_and_broadcasts_never_coincide() -> None:
+    """One update in four steps, a broadcast in four steps, not the same ones."""
+    training = {"training_ratio": 8, "broadcast_interval": 4}
+    with built(tiny_config(RandomEnv, training=training)) as algo:
+        while not algo._updates:
+            algo._training_steps = 0  # the first update comes in no fourth step
+            algo.train()
+        for _ in range(3):
+            algo.train()
+        assert_acting_with(algo.env_runner_group, parameters_of(algo))
+
+
+def test_a_replay_smaller_than_what_training_waits_for_is_learned_from_once_full() -> None:
+    """Four streams of 15 steps have 4 x 7 sequences, fewer than the 32 steps of a batch."""
+    config = tiny_config(RandomEnv, training={"replay_capacity": 60})
+    with built(config.env_runners(num_envs_per_env_runner=4)) as algo:
+        result = train_until(algo, 3)
+        assert algo.replay.num_sequences < 32
+        assert result["dreamer"]["agent_steps"] >= 50
+
+
+def test_a_replay_too_small_for_its_streams_is_named() -> None:
+    config = tiny_config(RandomEnv, training={"replay_capacity": 64})
+    with (
+        built(config.env_runners(num_envs_per_env_runner=8)) as algo,
+        pytest.raises(ValueError, match=r"64 steps in 8 streams.*raise replay_capacity"),
+    ):
+        train_until(algo, 1)
 
 
 def test_saving_over_a_checkpoint(tmp_path: Path) -> None:

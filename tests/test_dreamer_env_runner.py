@@ -7,6 +7,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import gymnasium as gym
@@ -15,7 +16,9 @@ import pytest
 import tiny
 from gymnasium import spaces
 from ray import tune
+from ray.rllib.callbacks.callbacks import RLlibCallback
 from ray.rllib.env.single_agent_env_runner import SingleAgentEnvRunner
+from ray.rllib.env.single_agent_episode import SingleAgentEpisode
 
 from rllib_dreamer.dreamer_env_runner import DreamerEnvRunner
 from rllib_dreamer.envs import checked_creator, register_env, wrappers
@@ -270,3 +273,37 @@ def test_a_creator_keeps_name_and_timeout() -> None:
     env = checked_creator("CartPole-v1", timeout_s=2.0)({})
     assert isinstance(env, wrappers.CheckedEnv)
     assert env._deadline.seconds == 2.0
+
+
+class Watching(RLlibCallback):
+    """Notes the lengths of the chunks that an episode came in."""
+
+    def on_episode_end(self, *, env_runner: Any, **kwargs: Any) -> None:
+        env_runner.seen = [len(chunk) for chunk in kwargs["prev_episode_chunks"]]
+
+
+def test_of_steps_handed_over_only_totals_are_kept(runner_of: Any) -> None:
+    runner = runner_of(tiny.tiny_config(tiny.RandomEnv, length=20))
+    for _ in range(19):
+        runner.sample()
+    kept = list(runner._ongoing_episodes_for_metrics.values())
+    assert [[len(chunk) for chunk in chunks] for chunks in kept] == [[19]]
+    assert not isinstance(kept[0][0], SingleAgentEpisode)
+    runner.sample()
+    metrics = runner.get_metrics()
+    assert metrics["episode_len_mean"].peek() == 20
+    assert metrics["episode_return_mean"].peek() == sum(range(1, 21))
+    assert not runner._ongoing_episodes_for_metrics
+
+
+@pytest.mark.parametrize("way", ["class", "function"])
+def test_a_callback_is_given_the_chunks_of_its_episode(runner_of: Any, way: str) -> None:
+    config = tiny.tiny_config(tiny.RandomEnv, length=4)
+    if way == "class":
+        config.callbacks(Watching)
+    else:
+        config.callbacks(on_episode_end=partial(Watching.on_episode_end, None))
+    runner = runner_of(config)
+    for _ in range(4):
+        runner.sample()
+    assert runner.seen == [1, 1, 1]

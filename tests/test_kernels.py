@@ -94,10 +94,16 @@ def test_bfloat16_is_rounded_once() -> None:
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
-def test_frames(dtype: torch.dtype) -> None:
+def test_frames(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    called: list[str] = []
+    call = kernels.call
+    monkeypatch.setattr(
+        kernels, "call", lambda name, *args: called.append(name) or call(name, *args)
+    )
     frames = _frames(3, 5, 7, 3).transpose(1, 2)
     with fusing(True):
         assert torch.equal(ops.normalize_frames(frames, dtype), (frames / 255.0 - 0.5).to(dtype))
+    assert called == ["normalize_frames_forward"]
 
 
 @pytest.mark.parametrize("name", ["norm_silu", "pool_norm_silu", "phase_norm_silu"])

@@ -39,6 +39,7 @@ RANKS = {
     "model.agent": 5,
     "dreamer_catalog": 6,
     "dreamer_env_runner": 7,
+    "setting_ranges": 7,
     "dreamer_torch_rl_module": 7,
     "dreamer_config": 8,
     "dreamer_torch_learner": 9,

@@ -11,7 +11,7 @@ import pytest
 from tiny import CountingEnv, built, tiny_config
 
 from rllib_dreamer.dreamer import DreamerConfig, DreamerTorch
-from rllib_dreamer.sampling import TAG, Sampler
+from rllib_dreamer.sampling import TAG, Sampler, Samples
 from rllib_dreamer.training_ratio import TrainingRatio
 
 RUNNERS = 2
@@ -98,6 +98,15 @@ def test_late_samples_belong_to_the_next_round(
         assert 0 in counts
         assert sum(counts) == algo._agent_steps
     assert "sample_timeout_s=0.01" in caplog.text
+
+
+def test_an_iteration_without_any_samples() -> None:
+    """As when every runner takes longer than the iteration to start."""
+    with built(tiny_config().reporting(min_sample_timesteps_per_iteration=0)) as algo:
+        algo._sampler.next = lambda: Samples([], [], False)  # type: ignore[method-assign]
+        result = algo.train()
+    assert result["dreamer"]["agent_steps"] == 0
+    assert "episode_return_mean" not in result["env_runners"]
 
 
 def take(algo: DreamerTorch) -> int:

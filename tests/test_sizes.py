@@ -70,3 +70,18 @@ def test_widths_and_constants() -> None:
     assert ActionSpec("continuous", 3).width == 3
     assert ActionSpec("discrete", 2, 5).width == 10
     assert LossConfig().discount == pytest.approx(332 / 333)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"classes": 257}, "classes=257 must be from 2 to 256"),
+        ({"classes": 1}, "classes=1 must be from 2 to 256"),
+        ({"deter": 100}, "deter=100 must be a multiple of blocks=8"),
+        ({"blocks": 0}, "deter=512 must be a multiple of blocks=0"),
+        ({"decoder_blocks": 3}, "deter=512 must be a multiple of decoder_blocks=3"),
+    ],
+)
+def test_widths_that_do_not_fit_are_refused(overrides: dict[str, int], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        model_config("1M", **overrides)

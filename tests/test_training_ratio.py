@@ -36,3 +36,10 @@ def test_a_state_from_before_the_first_update() -> None:
     counter = TrainingRatio(7, 64)
     counter.set_state(TrainingRatio(7, 64).get_state())
     assert counter.updates(50) == 1
+
+
+def test_steps_taken_before_a_restart_ask_for_no_updates() -> None:
+    counter = TrainingRatio(64, 64)
+    assert [counter.updates(n) for n in (10, 12)] == [1, 2]
+    counter.restart()
+    assert [counter.updates(n) for n in (100, 103)] == [1, 3]

@@ -26,8 +26,8 @@ def available() -> bool:
 
 
 def accepts(x: Tensor) -> bool:
-    """Whether the kernels handle the device and type of x."""
-    return x.device.type == "cpu" and x.dtype in SUFFIXES
+    """Whether the kernels handle the device and type of x: real numbers, or frames."""
+    return x.device.type == "cpu" and (x.dtype in SUFFIXES or x.dtype == torch.uint8)
 
 
 def accepts_float32(x: Tensor) -> bool:
@@ -219,6 +219,7 @@ def laprop(
 
 def normalize_frames(frames: Tensor, dtype: torch.dtype) -> Tensor:
     """See `ops.normalize_frames`."""
+    assert frames.dtype == torch.uint8, frames.dtype
     frames = frames.contiguous()
     y = torch.empty_like(frames, dtype=dtype)
     call("normalize_frames_forward", dtype, frames, y, frames.numel())

@@ -94,7 +94,7 @@ class ModelConfig:
     DreamerV3 of `tuned_examples/walker_classic.py`.
 
     Raises:
-        ValueError: If one of those fields has a value that does not exist.
+        ValueError: If one of those fields has a value that does not exist, or widths do not fit.
     """
 
     deter: int
@@ -132,13 +132,21 @@ class ModelConfig:
     critic_units: int = 0
 
     def __post_init__(self) -> None:
-        """Checks the named variants."""
+        """Checks the named variants and the widths."""
         _check_choices(self)
         for name in _COUNTS:
             if getattr(self, name) < 0:
                 raise ValueError(
                     f"{name}={getattr(self, name)} must be a width >= 1, or 0 for the default."
                 )
+        if not 2 <= self.classes <= 256:
+            raise ValueError(
+                f"classes={self.classes} must be from 2 to 256: the replay keeps a class in a byte."
+            )
+        for name in ("blocks", "decoder_blocks"):
+            blocks = getattr(self, name) or self.blocks
+            if blocks < 1 or self.deter % blocks:
+                raise ValueError(f"deter={self.deter} must be a multiple of {name}={blocks}.")
 
     @property
     def feat(self) -> int:

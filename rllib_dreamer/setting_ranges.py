@@ -1,0 +1,60 @@
+"""What each single setting of `DreamerConfig` may be."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from rllib_dreamer.hardware import PRECISIONS
+from rllib_dreamer.model.sizes import CHOICES
+
+OPTIMIZERS = ("laprop", "adam")
+STORAGES = ("memory", "disk")
+
+
+def is_number(value: Any, above: float = -math.inf) -> bool:
+    """Whether the value is a finite number of at least `above`."""
+    number = isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
+    return number and math.isfinite(value) and bool(value >= above)
+
+
+def is_count(value: Any, least: int) -> bool:
+    """Whether the value is a whole number of at least `least`."""
+    whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+    return whole and bool(value >= least)
+
+
+RANGES: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "training_ratio": ("a number > 0", lambda v: is_number(v) and v > 0),
+    "agc": ("a number > 0", lambda v: is_number(v) and v > 0),
+    "batch_size_B": ("a whole number >= 1", lambda v: is_count(v, 1)),
+    "batch_length_T": ("a whole number >= 2", lambda v: is_count(v, 2)),
+    "horizon_H": ("a whole number >= 1", lambda v: is_count(v, 1)),
+    "replay_capacity": ("a whole number >= 1", lambda v: is_count(v, 1)),
+    "broadcast_interval": ("a whole number >= 1", lambda v: is_count(v, 1)),
+    "max_nonfinite_updates": ("a whole number >= 1", lambda v: is_count(v, 1)),
+    "num_envs_per_env_runner": ("a whole number >= 1", lambda v: is_count(v, 1)),
+    "num_env_runners": ("a whole number >= 0", lambda v: is_count(v, 0)),
+    "num_learners": ("a whole number >= 0", lambda v: is_count(v, 0)),
+    "warmup_updates": ("a whole number >= 0", lambda v: is_count(v, 0)),
+    "replay_prefetch": ("a whole number >= 0", lambda v: is_count(v, 0)),
+    "initial_random_steps": ("a whole number >= 0", lambda v: is_count(v, 0)),
+    "grad_clip_norm": ("None or a number > 0", lambda v: v is None or (is_number(v) and v > 0)),
+    "optimizer": (f"one of {OPTIMIZERS}", lambda v: v in OPTIMIZERS),
+    "actor_grad": (f"one of {CHOICES['actor_grad']}", lambda v: v in CHOICES["actor_grad"]),
+    "weight_decay": ("a number >= 0", lambda v: is_number(v, 0)),
+    "free_nats": ("a number >= 0", lambda v: is_number(v, 0)),
+    "entropy_scale": ("a number >= 0", lambda v: is_number(v, 0)),
+    "gamma": ("in [0, 1), the paper has 1 - 1/333", lambda v: is_number(v, 0) and v < 1),
+    "gae_lambda": ("in [0, 1]", lambda v: is_number(v, 0) and v <= 1),
+    "return_normalization_decay": ("in [0, 1)", lambda v: is_number(v, 0) and v < 1),
+    "precision": (f"one of {PRECISIONS}", lambda v: v in PRECISIONS),
+    "replay_storage": (f"one of {STORAGES}", lambda v: v in STORAGES),
+    "symlog_obs": ('True, False or "auto"', lambda v: v in (True, False, "auto")),
+    "video_interval_s": ("None or a number >= 0", lambda v: v is None or is_number(v, 0)),
+    "learner_threads": ('"auto" or a whole number >= 1', lambda v: v == "auto" or is_count(v, 1)),
+}
+"""By setting: what is allowed, in words and as a test."""
