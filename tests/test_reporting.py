@@ -202,6 +202,17 @@ class TestFilms:
         for key in ends[0]:
             np.testing.assert_array_equal(ends[0][key], ends[1][key], err_msg=key)
 
+    def test_none_are_made_before_the_replay_has_a_sequence_again(self, tmp_path: Path) -> None:
+        config = filmed_config().training(store_buffer_in_checkpoints=False)
+        config.reporting(min_sample_timesteps_per_iteration=1)
+        with built(config) as algo:
+            train_until(algo, 1)
+            path = algo.save_to_path(tmp_path / "c")
+        with built(config.copy(copy_frozen=False)) as algo:
+            algo.restore_from_path(path)
+            algo.train()
+            assert algo._updates and not algo.replay.num_sequences
+
     def test_without_pictures_there_are_none(self) -> None:
         with built(filmed_config(observation_space=VECTOR)) as algo:
             train_until(algo, 2)

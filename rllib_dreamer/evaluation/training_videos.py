@@ -78,7 +78,8 @@ class TrainingVideos:
         episode = evaluated.pop(EPISODE, None)
         if episode is not None:
             self._submit(Film("evaluation_episode", episode, _FPS, step))
-        if result["dreamer"]["updates"] and time.monotonic() >= self._due_at:
+        learned = result["dreamer"]["updates"] and self._algorithm.replay.num_sequences
+        if learned and time.monotonic() >= self._due_at:
             self._film_open_loop(step)
             self._due_at = time.monotonic() + self._interval_s
         files = self._finished()
