@@ -402,8 +402,9 @@ class TestCommand:
         policy = DreamerPolicy.from_checkpoint(saved)
         policy.export(tmp_path / "exported", formats=())
         (tmp_path / "envs.py").write_text(
-            "import gymnasium as gym\nfrom ray import tune\n"
-            "from test_evaluate_command import Walk\ntune.register_env('my-walk', Walk)\n"
+            "from ray import tune\nfrom test_evaluate_command import Walk\n"
+            "class Own(Walk):\n    pass\n"  # of a module that nothing else can import
+            "tune.register_env('my-walk', Own)\n"
         )
         with pytest.raises(SystemExit) as ended:
             cli.main(
@@ -427,7 +428,7 @@ class TestCommand:
             (["best", "--storage-path", "{tmp}"], "has a finished checkpoint"),
             (["{saved}", "--env-config", "{{"], "--env-config: "),
             (["{saved}", "--env-config", "[1]"], "must be like"),
-            (["{saved}", "--file", "gone.py"], "--file: gone.py does not exist"),
+            (["{saved}", "--file", "gone.py"], "no such file: gone.py"),
             (["{saved}", "--env", "Walker-v99"], "Walker-v99"),
             (["{saved}", "--env", "CartPole-v1"], "the policy was trained on"),
             (["{saved}", "--which", "first"], "must be one of best, last"),

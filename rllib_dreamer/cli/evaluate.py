@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import runpy
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,7 +10,8 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from rllib_dreamer.cli.errors import CommandError, first_line
+from rllib_dreamer.cli.errors import CommandError
+from rllib_dreamer.cli.experiment import import_file
 from rllib_dreamer.cli.session import prepare
 from rllib_dreamer.evaluation.episodes import Rules
 from rllib_dreamer.evaluation.run import Evaluation, evaluate, write_results
@@ -63,7 +63,8 @@ def evaluate_command(
     console = Console()
     rules = Rules(greedy=not sample, seed=seed, max_steps=max_steps)
     changes = parse_env_config(env_config)
-    _run_file(file)
+    if file is not None:
+        import_file(file)  # for what it registers
     try:
         policy = _load(checkpoint, which, storage_path, console)
         source, config = _environment(policy, env, changes)
@@ -111,18 +112,6 @@ def summary_lines(evaluation: Evaluation) -> list[str]:
                 f"over {ahead.step[-1]} steps"
             )
     return lines
-
-
-def _run_file(file: Path | None) -> None:
-    """Runs the user's file for what it registers."""
-    if file is None:
-        return
-    if not file.is_file():
-        raise CommandError(f"--file: {file} does not exist")
-    try:
-        runpy.run_path(str(file), run_name="rllib_evaluate")
-    except Exception as error:
-        raise CommandError(f"{file} fails: {first_line(error)}") from error
 
 
 def _load(checkpoint: str, which: str, storage: str, console: Console) -> DreamerPolicy:

@@ -53,7 +53,7 @@ def experiment_from_file(path: Path, options: TrainOptions) -> Experiment:
         CommandError: If the file is missing, fails, has no usable `config` or `stop`, or an
             option does not fit.
     """
-    module = _import_file(path)
+    module = import_file(path)
     config = getattr(module, "config", None)
     if not isinstance(config, AlgorithmConfig):
         found = "no 'config'" if config is None else f"a 'config' of type {type(config).__name__}"
@@ -201,8 +201,12 @@ def _with_algorithm(config: AlgorithmConfig, run: str) -> AlgorithmConfig:
     return config
 
 
-def _import_file(path: Path) -> ModuleType:
-    """Imports a Python file by its path, so that workers need not find it."""
+def import_file(path: Path) -> ModuleType:
+    """Imports a Python file by its path, so that workers need not find it.
+
+    Raises:
+        CommandError: If it does not exist, is no Python file or fails.
+    """
     if not path.is_file():
         siblings = path.parent.glob("*.py") if path.parent.is_dir() else []
         near = did_you_mean(path.name, [file.name for file in siblings])
