@@ -101,7 +101,12 @@ def _creator(env: EnvSource) -> Callable[..., gym.Env] | None:
         return found
     module, _, attribute = env.rpartition(".")
     if module and "/" not in env and ":" not in env and env not in gym.registry:
-        loaded: Callable[..., gym.Env] = getattr(importlib.import_module(module), attribute)
+        loaded = getattr(importlib.import_module(module), attribute)
+        if not (isinstance(loaded, type) and issubclass(loaded, gym.Env)):
+            raise ValueError(  # the name may be that of an exported policy: no other code is called
+                f"the environment {env!r} is not a class of gymnasium.Env: name one, or register "
+                "what builds it, tune.register_env(name, creator)."
+            )
         return loaded
     return None
 
