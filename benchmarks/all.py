@@ -41,6 +41,7 @@ COMMANDS = {
     "loop_image": ("loop.py --size 1M", "--updates 10"),
     "loop_vector": ("loop.py --size 1M --obs vector", "--updates 10"),
     "learners": ("learners.py --size 1M", "--rounds 3 --warmup 1"),
+    "runners": ("runners.py", "--runners 0,2 --rounds 2 --seconds 2"),
     "memory": ("memory.py", "--minutes 1"),
     "env_step": ("env_step.py", "--only walker-walk --rounds 3 --seconds 1"),
 }

@@ -345,8 +345,10 @@ class DreamerConfig(AlgorithmConfig):
             )
         if self.is_multi_agent:
             self._value_error(
-                "several agents are not supported: `DreamerTorch` keeps one stream of replay for "
-                "each environment; wrap the environment as a single agent with Dict spaces."
+                f"several agents are not supported, `policies` are {sorted(self.policies)}: "
+                "`DreamerTorch` has one replay and one training ratio, for one policy. Wrap the "
+                "environment as a single agent with Dict spaces; docs/scaling.md says what is "
+                "missing."
             )
         if not (self.enable_rl_module_and_learner and self.enable_env_runner_and_connector_v2):
             self._value_error("`DreamerTorch` needs the new API stack: leave `api_stack` alone.")

@@ -26,6 +26,7 @@ SMALL = {
     "policy_step": "--size 1M --steps 2",
     "replay": "--capacity 1000 --deter 32 --rounds 1",
     "env_step": "--only CartPole --rounds 1 --seconds 0.01",
+    "runners": "--env noise --runners 0 --envs 2 --rounds 1 --seconds 0.01",
     "memory": "--batch 2 --length 8 --capacity 40 --minutes 0.01",
     "loop": "--env noise --batch 2 --length 8 --updates 2",
 }
@@ -72,6 +73,8 @@ def test_benchmark_writes_the_documented_keys(name: str, tmp_path: Path) -> None
     figures = checked(path)
     if name == "train_step":
         assert names(figures)[1:] == ["CPU time", "peak RSS", "rate"]
+    if name == "runners":
+        assert names(figures) == ["sync", "async"]
     if name == "memory":
         assert [row["unit"] for row in figures] == ["GiB", "GiB"]
         assert figures[1]["ratio"] == figures[1]["value"] / figures[0]["value"]

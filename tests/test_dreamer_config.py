@@ -78,7 +78,10 @@ def test_rows_must_divide_among_learners() -> None:
 
 def test_several_agents_are_refused() -> None:
     config = tiny_config().multi_agent(policies={"a", "b"}, policy_mapping_fn=lambda *_, **__: "a")
-    with pytest.raises(ValueError, match="several agents are not supported"):
+    with pytest.raises(
+        ValueError,
+        match=r"several agents are not supported, `policies` are \[.a., .b.\].*Wrap the env",
+    ):
         config.validate()
 
 

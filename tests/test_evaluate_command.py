@@ -291,6 +291,10 @@ class TestEnvironments:
         with pytest.raises(ValueError, match=r"Unknown env 'no_such_package\.Env'"):
             build_env("no_such_package.Env")
 
+    def test_only_environments_are_called(self) -> None:
+        with pytest.raises(ValueError, match=r"'os\.system' is not a class of gymnasium\.Env"):
+            build_env("os.system", {"length": 3})
+
     def test_of_another_kind(self) -> None:
         with pytest.raises(ValueError, match=r"observation_space is .* policy was trained on"):
             check_spaces(build_env("CartPole-v1"), CAMERA, ARM)

@@ -74,8 +74,16 @@ def validate_env_name(env: str) -> None:
     if family is not None:
         _FAMILIES[family].parse_name(env)
         return
-    if env in gym.registry or ":" in env or _registered(env) or _class_at(env) is not None:
+    if env in gym.registry or ":" in env or _registered(env):
         return
+    found = _class_at(env)
+    if isinstance(found, type) and issubclass(found, gym.Env):
+        return
+    if found is not None:  # the name may be that of an exported policy: no other code is called
+        raise ValueError(
+            f"the environment {env!r} is not a class of gymnasium.Env: name one, or register what "
+            "builds it, tune.register_env(name, creator)."
+        )
     known = [*env_names(), *gym.registry]
     raise ValueError(
         f"Unknown env {env!r}: {wrappers.nearest(env, known)} An env of your own is made known by "
@@ -99,8 +107,8 @@ def validate_env(env: Any, env_config: Mapping[str, Any]) -> None:
         raise _several_agents(_name_of(env))
 
 
-def _class_at(path: str) -> Callable[..., Any] | None:
-    """The class or function at "package.module.Name"; None if there is none."""
+def _class_at(path: str) -> Any:
+    """What is at "package.module.Name"; None if there is nothing."""
     module, _, attribute = path.rpartition(".")
     if not module or "/" in path:
         return None
