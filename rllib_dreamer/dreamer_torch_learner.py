@@ -17,6 +17,8 @@ from rllib_dreamer.model import ops
 from rllib_dreamer.model.agent import Agent
 from rllib_dreamer.model.optim import Adam, LaProp
 
+OPTIMIZER_SETTINGS = ("agc", "warmup", "weight_decay")
+
 
 class DreamerTorchLearner(TorchLearner):
     """Updates the agent from replay batches.
@@ -151,6 +153,23 @@ class DreamerTorchLearner(TorchLearner):
         if self._device.type == "cuda":
             rng["cuda"] = torch.cuda.get_rng_state(self._device).numpy()
         return super().get_state(*args, **kwargs) | {"rng": rng}
+
+    def _set_optimizer_state(self, state: dict[str, Any]) -> None:
+        """Restores moments and counts; settings stay the config's, which a resumed run may change.
+
+        The learning rate of a schedule is that of the checkpoint: it depends on steps done.
+        """
+        kept = {}
+        for name, optimizer in self._named_optimizers.items():
+            scheduled = self._optimizer_lr_schedules[optimizer].use_schedule
+            keys = OPTIMIZER_SETTINGS if scheduled else ("lr", *OPTIMIZER_SETTINGS)
+            kept[name] = [{k: g[k] for k in keys if k in g} for g in optimizer.param_groups]
+        super()._set_optimizer_state(state)
+        for name, groups in kept.items():
+            for group, settings in zip(
+                self._named_optimizers[name].param_groups, groups, strict=True
+            ):
+                group.update(settings)
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Restores the state; the generators only on the first of several learners."""

@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
-if TYPE_CHECKING:
-    from rllib_dreamer.dreamer_config import DreamerConfig
+from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 
 WARMUP_SHARE = 0.1
 RATES = ("lr", "world_model_lr", "actor_lr", "critic_lr")
@@ -55,7 +54,7 @@ def _rounded(rate: float) -> float:
 
 
 def scale_config(
-    config: DreamerConfig,
+    config: AlgorithmConfig,
     scaled: dict[str, Scaled],
     learners: int,
     total_steps: int | None = None,
@@ -63,7 +62,7 @@ def scale_config(
     """Changes the settings of a config for one learner to those for several.
 
     Args:
-        config: Changed in place.
+        config: A `DreamerConfig`, changed in place.
         scaled: What earlier calls made, by the name of the setting; changed in place. A setting is
             scaled from what it was before them, and stays as it is if it was changed since.
         learners: Their number.
@@ -79,11 +78,12 @@ def scale_config(
     if total_steps is not None:
         _check_count("total_steps", total_steps)
     recipe = _recipe(learners, total_steps)
+    settings = vars(config)  # not getattr: the rate of a part, where none is set, reads as `lr`
     for name in recipe:
-        _check_scalable(name, getattr(config, name))
+        _check_scalable(name, settings[name])
     lines = [f"settings for {learners} learners:"]
     for name, scale in recipe.items():
-        now = getattr(config, name)
+        now = settings[name]
         before = scaled.get(name, Scaled(now, now))
         if now != before.several:
             lines.append(f"  {name} stays {now!r}, to which it was set after scaling")

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -145,6 +146,29 @@ def test_an_update_with_a_nan_gradient_changes_nothing(source: str) -> None:
         algo._update()
         with pytest.raises(RuntimeError, match="3 updates in a row had a NaN or infinite gradient"):
             algo._update()
+
+
+def groups_of(algo: DreamerTorch) -> list[dict[str, Any]]:
+    optimizers = (learner_of(algo).get_optimizer(DEFAULT_MODULE_ID, name) for name in PARTS)
+    return [group for optimizer in optimizers for group in optimizer.param_groups]
+
+
+def test_settings_of_the_config_win_over_those_of_a_checkpoint(tmp_path: Path) -> None:
+    """As in a population (PBT), or with `--resume --set lr=...`; a schedule's rate goes on."""
+    scheduled = [[0, 1e-3], [100, 0.0]]
+    with built(tiny_config(training={"actor_lr": scheduled})) as algo:
+        train_until(algo, 3)
+        path = algo.save_to_path(tmp_path / "c")
+        trained = groups_of(algo)
+    settings = {"lr": 5e-4, "agc": 0.1, "weight_decay": 0.2, "warmup_updates": 7}
+    with built(tiny_config(training=settings | {"actor_lr": scheduled})) as algo:
+        algo.restore_from_path(path)
+        world, actor, critic = groups_of(algo)
+        for group in (world, actor, critic):
+            assert (group["agc"], group["weight_decay"], group["warmup"]) == (0.1, 0.2, 7)
+            assert group["step"] == trained[0]["step"] == 3
+        assert world["lr"] == critic["lr"] == 5e-4
+        assert 0 < actor["lr"] == trained[1]["lr"] < 1e-3
 
 
 def frozen(algo: DreamerTorch, part: str) -> dict[str, np.ndarray]:

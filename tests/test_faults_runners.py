@@ -87,10 +87,10 @@ def test_a_killed_runner_is_replaced_and_tears_nothing() -> None:
         group = algo.env_runner_group
         pid = group.foreach_env_runner(lambda r: os.getpid(), local_env_runner=False)[0]
         os.kill(pid, signal.SIGKILL)
-        before = algo._agent_steps
         start = time.monotonic()
+        train_while(algo, lambda: group.num_healthy_remote_workers() == 2)
+        before = algo._agent_steps
         train_while(algo, lambda: algo._agent_steps == before)
-        assert group.num_healthy_remote_workers() == 1
         assert algo._agent_steps - before == 2
         train_while(algo, lambda: group.num_healthy_remote_workers() < 2)
         print(f"\nrunner back after {time.monotonic() - start:.1f} s")

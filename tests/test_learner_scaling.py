@@ -29,7 +29,7 @@ def test_batch_and_envs_grow_with_n_and_rates_with_its_root(
     assert settings(config) == (4, 64, 8, 8e-5)
     assert config.actor_lr == 2e-5
     assert config.critic_lr == [[0, 2e-4], [100, 4e-4]]
-    assert config.world_model_lr is None
+    assert config.world_model_lr == 8e-5
     config.validate()
     assert capsys.readouterr().out.splitlines() == [
         "settings for 4 learners:",

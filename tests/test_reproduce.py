@@ -77,6 +77,7 @@ def call(places: Places, *words: str) -> Result:
     return CliRunner().invoke(app, [*words, *where])
 
 
+@pytest.mark.slow
 def test_from_nothing_to_the_table(
     tiny_experiment: Experiment, places: Places, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -7,9 +7,9 @@ GRU of 512, 32 x 32 latents, stride-2 convolutions to a 1024-d embedding, 4-laye
 tanh-squashed Normal, the policy gradient straight through the imagined trajectory, KL scales 0.8
 and 0.2, Adam 1e-4 with gradients clipped to a norm of 100.
 
-Published result: 171.3 +- 39.5 after 500K env steps, about 10 hours on an RTX-class GPU. Expect no
-more of this file: `tuned_examples/walker.py` has the current algorithm. It needs a CUDA machine to
-end within a day. Seed 0.
+Expected: no more than the published 171.3 +- 39.5 after 500K env steps (not run to its end here);
+`tuned_examples/walker.py` has the current algorithm. Seed 0.
+Time: published, about 10 hours on an RTX-class GPU; without a CUDA machine, days.
 
 Protocol: dm_control walker-walk, 64x64 RGB from camera 0, action repeat 2, an episode is 1,000 env
 steps and 500 agent steps. One update per 2 env steps is one per agent step, a training ratio of

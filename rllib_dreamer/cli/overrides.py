@@ -89,7 +89,7 @@ def check_stop(stop: Any, source: str) -> dict[str, float]:
         if not isinstance(name, str) or isinstance(limit, bool) or not isinstance(limit, Number):
             raise CommandError(f"{source}: the limit of {name!r} must be a number, got {limit!r}")
         near = did_you_mean(name, STOP_ALIASES, cutoff=0.75)
-        if near and name not in STOP_ALIASES:
+        if near and "/" not in name and name not in STOP_ALIASES:
             raise CommandError(f"{source}: unknown metric {name!r}{near}")
     return dict(stop)
 

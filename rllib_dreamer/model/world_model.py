@@ -173,7 +173,7 @@ class WorldModel(nn.Module):
     def forward(
         self, batch: Mapping[str, Tensor], loss: LossConfig, noise: Noise
     ) -> WorldModelOutput:
-        """Filters a replay batch (see the legend for its layout) and computes every loss."""
+        """Filters a replay batch, laid out as `rllib_dreamer.model` says; computes every loss."""
         rows = batch["reward"].shape[0]
         obs = {k.removeprefix("obs/"): x[:, 1:] for k, x in batch.items() if k.startswith("obs/")}
         actions = {key: batch[f"action/{key}"][:, :-1] for key in self.actions}
