@@ -78,7 +78,7 @@ def main(
     json_: Annotated[Path | None, typer.Option("--json", help="Writes the figures.")] = None,
 ) -> None:
     """Watches the memory of a long run."""
-    ray.init(include_dashboard=False, log_to_driver=False, ignore_reinit_error=True)
+    ray.init("local", include_dashboard=False, log_to_driver=False, ignore_reinit_error=True)
     shape = {"batch_size_B": batch, "batch_length_T": length}
     algo = build(env, size, obs, shape | {"replay_capacity": capacity})
     try:

@@ -10,12 +10,13 @@ runners than cores cannot be faster here. The ratio is to the first row, one loc
 from __future__ import annotations
 
 import time
+from functools import partial
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
 import ray
 import typer
-from common import Observation, figure, median_ratio, report
+from common import Observation, Program, figure, median_ratio, report
 from loop import NoiseEnv
 
 from rllib_dreamer import DreamerConfig, DreamerTorch
@@ -35,8 +36,9 @@ class Case(NamedTuple):
         return f"{where} x {self.envs} envs" + (f", {self.mode}" if self.envs > 1 else "")
 
 
-def measure(case: Case, rounds: int, seconds: float) -> list[float]:
-    """Agent steps a second, so many times over at least so many seconds."""
+def build(case: Case) -> DreamerTorch:
+    """The algorithm of a case, its envs built and reset."""
+    ray.init("local", num_cpus=16, include_dashboard=False, log_to_driver=False)
     kind = {"observation": "pixels" if case.obs is Observation.image else "proprio"}
     config = (
         DreamerConfig()
@@ -50,11 +52,13 @@ def measure(case: Case, rounds: int, seconds: float) -> list[float]:
         .debugging(seed=0, log_level="ERROR")
     )
     algo = config.build_algo()
-    try:
-        algo._sample()  # the first round builds and resets the envs
-        return [rate(algo, seconds) for _ in range(rounds)]
-    finally:
-        algo.stop()
+    algo._sample()
+    return algo
+
+
+def rates(algo: DreamerTorch, rounds: int, seconds: float) -> list[float]:
+    """Agent steps a second, so many times over at least so many seconds."""
+    return [rate(algo, seconds) for _ in range(rounds)]
 
 
 def rate(algo: DreamerTorch, seconds: float) -> float:
@@ -63,6 +67,15 @@ def rate(algo: DreamerTorch, seconds: float) -> float:
     while time.perf_counter() - begin < seconds or algo._agent_steps == before:
         algo._sample()
     return (algo._agent_steps - before) / (time.perf_counter() - begin)
+
+
+def measure(case: Case, rounds: int, seconds: float) -> list[float]:
+    """`rates` in a process of its own: one that has drawn may not fork envs that draw."""
+    program = Program(build, case)
+    try:
+        return program.ask(partial(rates, rounds=rounds, seconds=seconds))
+    finally:
+        program.close()
 
 
 def whole_numbers(text: str) -> list[int]:
@@ -80,7 +93,6 @@ def main(
     json_: Annotated[Path | None, typer.Option("--json", help="Writes the figures.")] = None,
 ) -> None:
     """Times env runners."""
-    ray.init(num_cpus=16, include_dashboard=False, log_to_driver=False, ignore_reinit_error=True)
     cases = [
         Case(env, obs, number, each, mode)
         for number in whole_numbers(runners)
