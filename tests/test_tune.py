@@ -83,7 +83,7 @@ def test_a_population_exploits_and_explores(tmp_path: Path) -> None:
     assert sorted(r.config["lr"] for r in results) == [3e-4, 1e-3]
     for result in results:
         learner = result.metrics["learners"][DEFAULT_MODULE_ID]
-        assert learner["world_model_learning_rate"] == result.config["lr"]
+        assert learner["world_model_learning_rate"] == pytest.approx(result.config["lr"])
         assert result.metrics["dreamer"]["agent_steps"] == 80
         assert result.metrics["dreamer"]["updates"] == 80 - BEGIN
 
