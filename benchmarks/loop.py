@@ -4,7 +4,8 @@
 
 Local env runner, local learner. The parts are env steps, the policy, adding to the replay, sampling
 from it, writing latents back, and updates; `overhead` is all the rest: connectors, episodes,
-metrics, RLlib. `--env noise` steps an env that costs nothing, for 64x64x3 frames of noise.
+metrics, RLlib, the report that ends an iteration. `--env noise` steps an env that costs nothing,
+for 64x64x3 frames of noise.
 """
 
 from __future__ import annotations
@@ -93,14 +94,16 @@ def watch_algorithm(algo: DreamerTorch) -> Stopwatch:
     return watch
 
 
-def build(env: str, size: str, obs: Observation, training: dict[str, Any]) -> DreamerTorch:
+def build(
+    env: str, size: str, obs: Observation, seconds: float, training: dict[str, Any]
+) -> DreamerTorch:
     """The algorithm, with its replay filled as far as the first update needs."""
     kind = {"observation": "pixels" if obs is Observation.image else "proprio"}
     config = (
         DreamerConfig()
         .environment(NoiseEnv if env == "noise" else env, env_config=kind)
         .training(**{"model_size": size, "replay_capacity": 20_000} | training)
-        .reporting(min_time_s_per_iteration=0, min_sample_timesteps_per_iteration=1)
+        .reporting(min_time_s_per_iteration=seconds)
         .debugging(seed=0, log_level="ERROR")
     )
     algo = config.build_algo()
@@ -144,12 +147,13 @@ def main(
     batch: Annotated[int, typer.Option(help="Rows, B.")] = 16,
     length: Annotated[int, typer.Option(help="Steps of a row, T.")] = 64,
     updates: Annotated[int, typer.Option(help="Updates timed.")] = 20,
+    seconds: Annotated[float, typer.Option(help="Least seconds of an iteration.")] = 5.0,
     json_: Annotated[Path | None, typer.Option("--json", help="Writes the figures.")] = None,
 ) -> None:
     """Times whole training iterations."""
     ray.init("local", include_dashboard=False, log_to_driver=False, ignore_reinit_error=True)
     training = {"training_ratio": ratio, "batch_size_B": batch, "batch_length_T": length}
-    algo = build(env, size, obs, training | {"precision": precision})
+    algo = build(env, size, obs, seconds, training | {"precision": precision})
     try:
         watch = watch_algorithm(algo)
         begin, done = time.perf_counter(), train(algo, updates)

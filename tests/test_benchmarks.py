@@ -28,7 +28,7 @@ SMALL = {
     "env_step": "--only CartPole --rounds 1 --seconds 0.01",
     "runners": "--env noise --runners 0 --envs 2 --rounds 1 --seconds 0.01",
     "memory": "--batch 2 --length 8 --capacity 40 --minutes 0.01",
-    "loop": "--env noise --batch 2 --length 8 --updates 2",
+    "loop": "--env noise --batch 2 --length 8 --updates 2 --seconds 0",
 }
 
 
