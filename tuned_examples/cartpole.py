@@ -16,11 +16,12 @@ config = (
     .environment("CartPole-v1")
     .training(
         model_size="1M",
-        training_ratio=64,
+        training_ratio=32,
         batch_size_B=8,
         batch_length_T=32,
         lr=1e-3,
         warmup_updates=50,
+        learner_threads=1,  # a second one gains little with a model this small
         replay_capacity=100_000,
     )
     .env_runners(num_env_runners=0, num_envs_per_env_runner=4)
