@@ -80,7 +80,7 @@ def main(
     """Watches the memory of a long run."""
     ray.init("local", include_dashboard=False, log_to_driver=False, ignore_reinit_error=True)
     shape = {"batch_size_B": batch, "batch_length_T": length}
-    algo = build(env, size, obs, shape | {"replay_capacity": capacity})
+    algo = build(env, size, obs, 0.0, shape | {"replay_capacity": capacity})
     try:
         fill(algo)
         readings = watch(algo, 60 * minutes)
