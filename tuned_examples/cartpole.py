@@ -21,7 +21,7 @@ config = (
         batch_length_T=32,
         lr=1e-3,
         warmup_updates=50,
-        learner_threads=1,  # a second one gains little with a model this small
+        learner_threads=1,  # two gain a quarter at best, and lose on shared cores
         replay_capacity=100_000,
     )
     .env_runners(num_env_runners=0, num_envs_per_env_runner=4)
