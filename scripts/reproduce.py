@@ -29,6 +29,7 @@ def main(
     runs: Annotated[Path, typer.Option(help="Where checkpoints go.")] = ROOT / "runs",
     results: Annotated[Path, typer.Option(help="Where curves go.")] = ROOT / "results",
     page: Annotated[Path, typer.Option(help="Page with the table.")] = ROOT / "docs/results.md",
+    seed: Annotated[int | None, typer.Option(help="Run only this one of the seeds.")] = None,
 ) -> None:
     """Train, evaluate, draw and tabulate experiments; go on with interrupted ones."""
     if not names:
@@ -36,7 +37,8 @@ def main(
         return
     try:
         for name in chosen(names):
-            run_experiment(name, EXPERIMENTS[name], runs.resolve() / name, Results(results, page))
+            where = runs.resolve() / name
+            run_experiment(name, EXPERIMENTS[name], where, Results(results, page), seed)
     except (ValueError, RuntimeError) as error:
         typer.echo(f"reproduce: {error}", err=True)
         raise typer.Exit(1 if isinstance(error, RuntimeError) else 2) from error
@@ -60,23 +62,37 @@ def chosen(patterns: list[str]) -> list[str]:
     return list(dict.fromkeys(name for names in found.values() for name in names))
 
 
-def run_experiment(name: str, experiment: Experiment, folder: Path, results: Results) -> None:
+def run_experiment(
+    name: str, experiment: Experiment, folder: Path, results: Results, only: int | None = None
+) -> None:
     """Runs what is missing of an experiment, and writes its results after every evaluation.
 
+    All seeds reach a stop before the first goes on to the next.
+
+    Args:
+        name: The experiment's name.
+        experiment: The experiment.
+        folder: Where its runs go.
+        results: Where its results go.
+        only: The one seed to run; what others have reached is in the results all the same.
+
     Raises:
-        ValueError: If it cannot run here, or was begun with other settings.
+        ValueError: If it cannot run here, was begun with other settings or has no such seed.
         RuntimeError: If a training or an evaluation fails.
     """
     if experiment.cuda and not torch.cuda.is_available():
         raise ValueError(f"{name} needs a CUDA device, PyTorch sees none: run it where there is.")
+    if only not in (None, *experiment.seeds):
+        raise ValueError(f"--seed {only} is not one of {name}: choose from {experiment.seeds}.")
     check_unchanged(name, experiment, folder / "experiment.json")
     seeds = [SeedRun(experiment, seed, folder) for seed in experiment.seeds]
-    for run in seeds:
-        for stop, limits in enumerate(experiment.stops):
-            typer.echo(f"{name}, seed {run.seed}, until {limits}")
-            run.train(stop)
-            run.evaluate(stop)
-            results.write(name, experiment, seeds)
+    for stop, limits in enumerate(experiment.stops):
+        for run in seeds:
+            if only in (None, run.seed):
+                typer.echo(f"{name}, seed {run.seed}, until {limits}")
+                run.train(stop)
+                run.evaluate(stop)
+                results.write(name, experiment, seeds)
 
 
 def check_unchanged(name: str, experiment: Experiment, record: Path) -> None:

@@ -220,7 +220,8 @@ def _git(*words: str) -> str:
 
 def hardware(cuda: bool) -> str:
     """The machine in a few words: the GPU if it is used, else the processor and its CPUs."""
-    cpus = f"{available_cpus()} CPUs"
+    count = available_cpus()
+    cpus = f"{count} CPU{'s' if count > 1 else ''}"
     if cuda:
         return f"{torch.cuda.get_device_name()}, {cpus}"
     with contextlib.suppress(OSError), open("/proc/cpuinfo") as lines:

@@ -166,6 +166,25 @@ def test_an_unknown_experiment_is_refused(places: Places) -> None:
     assert done.exit_code == 2 and "EXPERIMENT=cartpol matches none of cartpole," in done.output
 
 
+def test_all_seeds_reach_a_stop_before_the_next(
+    tiny_experiment: Experiment, places: Places, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[tuple[int, int]] = []
+    monkeypatch.setattr(
+        reproduce_runs.SeedRun, "train", lambda run, stop: done.append((stop, run.seed))
+    )
+    monkeypatch.setattr(reproduce_runs.SeedRun, "evaluate", lambda run, stop: None)
+    monkeypatch.setattr(reproduce_results.Results, "write", lambda *arguments: None)
+    monkeypatch.setitem(EXPERIMENTS, "tiny", tiny_experiment._replace(seeds=(3, 4)))
+    assert call(places, "tiny").exit_code == 0
+    assert done == [(0, 3), (0, 4), (1, 3), (1, 4)]
+    done.clear()
+    assert call(places, "tiny", "--seed", "4").exit_code == 0
+    assert done == [(0, 4), (1, 4)]
+    refused = call(places, "tiny", "--seed", "5")
+    assert refused.exit_code == 2 and "--seed 5 is not one of tiny" in refused.output
+
+
 def test_a_gpu_is_asked_for(places: Places, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     done = call(places, "pong100k_gpu")
