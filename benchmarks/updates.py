@@ -8,6 +8,7 @@ import torch
 from common import PRECISIONS, timed
 from torch.utils.flop_counter import FlopCounterMode
 
+from rllib_dreamer.hardware import keep_memory
 from rllib_dreamer.model import ops
 from rllib_dreamer.model.agent import Agent, build_agent
 from rllib_dreamer.model.optim import LaProp
@@ -32,8 +33,9 @@ class Case(NamedTuple):
 
 
 def prepare(threads: int) -> None:
-    """Sets up a process as a learner does: threads (0: leave them) and no denormal numbers."""
+    """Sets up a process as a learner does: threads (0: leave them), denormal numbers, memory."""
     torch.set_flush_denormal(True)
+    keep_memory()
     if threads:
         torch.set_num_threads(threads)
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 from types import SimpleNamespace
 from typing import Any
 
@@ -72,3 +74,25 @@ def test_denormal_numbers_are_flushed() -> None:
         assert tiny.item() == 0.0
     finally:
         torch.set_flush_denormal(False)
+
+
+FAULTS_OF_FIVE_TENSORS = """
+import resource, sys, torch
+from rllib_dreamer import hardware
+
+if sys.argv[1] == "keep":
+    hardware.keep_memory()
+first = torch.ones(16 * 2**20)  # 64 MiB
+del first
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(5):
+    torch.ones(16 * 2**20)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+def test_freed_memory_is_kept_for_the_next_tensors() -> None:
+    words = [sys.executable, "-c", FAULTS_OF_FIVE_TENSORS]
+    done = [subprocess.run([*words, how], capture_output=True, text=True) for how in ("keep", "no")]
+    kept, not_kept = (int(process.stdout) for process in done)
+    assert kept < 20_000 < 80_000 < not_kept  # 64 MiB are 16,384 pages
