@@ -441,9 +441,12 @@ def test_find_experiment(trained: Trained) -> None:
         find_experiment("", storage, "shrt", "own")
     with pytest.raises(CommandError, match=r"no experiment own_\* in"):
         find_experiment("", storage, None, "own")
-    shutil.copytree(trained.folder, storage / "own_1")
-    assert find_experiment("", storage, None, "own") == storage / "own_1"
-    shutil.rmtree(storage / "own_1")
+    own, other = storage / "own_2026-01-31_09-05-00", storage / "own_other_2026-01-31_09-06-00"
+    shutil.copytree(trained.folder, own)
+    shutil.copytree(trained.folder, other)  # of another file, and newer
+    assert find_experiment("", storage, None, "own") == own
+    shutil.rmtree(own)
+    shutil.rmtree(other)
 
 
 def test_resume_survives_a_half_written_state_and_checkpoint(

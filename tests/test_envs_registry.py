@@ -166,6 +166,38 @@ def test_seeds_differ_between_runners():
     assert not np.array_equal(first, other)
 
 
+def test_a_seed_leaves_what_is_drawn_at_construction_alike_in_all_runners():
+    envs.register_envs()
+    config = {"observation": "proprio", "seed": 3}
+    one, two = (created("dmc/lqr-lqr_2_1", config, worker_index=index) for index in (1, 2))
+    stiffness = [env.unwrapped._env.physics.model.jnt_stiffness for env in (one, two)]
+    np.testing.assert_array_equal(*stiffness)
+    assert not np.array_equal(one.reset()[0], two.reset()[0])
+
+
+@pytest.mark.parametrize(
+    ("env", "config", "message"),
+    [
+        ("dmc/walker-walk", {"seed": "1"}, r"env_config\['seed'\] must be an int >= 0; got '1'"),
+        ("dmc/walker-walk", {"size": 64.0}, r"env_config\['size'\] must be an int or"),
+        ("atari100k/pong", {"gray": "false"}, r"env_config\['gray'\] must be True or False"),
+        ("ALE/Pong-v5", {"sticky": "0.2"}, r"env_config\['sticky'\] must be a probability"),
+    ],
+)
+def test_wrong_values_are_named(env: str, config: dict, message: str):
+    with pytest.raises(ValueError, match=message):
+        envs.validate_env(env, config)
+
+
+def test_what_a_module_of_ones_own_lacks_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "my_robot.py").write_text("import a_simulator_that_is_missing\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ValueError, match=r"'my_robot' cannot be imported: .*a_simulator_that_is_m"):
+        envs.validate_env_name("my_robot.Reach")
+    with pytest.raises(ValueError, match=r"Unknown env 'their_robot\.Reach'"):
+        envs.validate_env_name("their_robot.Reach")
+
+
 def test_an_env_class_of_ones_own_gets_the_checks():
     name = envs.register_env(Slider)
     assert name == "Slider"

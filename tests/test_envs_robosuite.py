@@ -180,8 +180,9 @@ def test_several_cameras_and_vector(make):
     assert make(observation="both", object_state=True).observation_space["vector"].shape == (60,)
 
 
-def test_two_arms_and_a_named_controller(make):
-    env = make("TwoArmLift", robots=("Panda", "Sawyer"), controller="BASIC", observation="proprio")
+@pytest.mark.parametrize("robots", [{}, {"robots": ("Panda", "Sawyer"), "controller": "BASIC"}])
+def test_two_arms_and_a_named_controller(make, robots):
+    env = make("TwoArmLift", observation="proprio", **robots)
     env.reset(seed=0)
     observation, reward, *_ = env.step(np.zeros(env.action_space.shape, np.float32))
     assert env.observation_space.contains(observation)

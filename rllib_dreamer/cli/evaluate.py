@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from rllib_dreamer.cli.errors import CommandError
+from rllib_dreamer.cli.errors import CommandError, RunFailed
 from rllib_dreamer.cli.experiment import import_file
 from rllib_dreamer.cli.session import prepare
 from rllib_dreamer.evaluation.episodes import Rules
@@ -66,11 +66,16 @@ def evaluate_command(
     if file is not None:
         import_file(file)  # for what it registers
     try:
+        save_dir.mkdir(parents=True, exist_ok=True)
         policy = _load(checkpoint, which, storage_path, console)
         source, config = _environment(policy, env, changes)
         evaluation = _play(policy, source, config, console, episodes, num_envs, rules)
+    except OSError as error:
+        raise CommandError(f"--save-dir: {error}") from error
     except ValueError as error:
         raise CommandError(" ".join(str(error).split())) from error
+    except RuntimeError as error:  # what an env raises, see `CheckedEnv`
+        raise RunFailed(" ".join(str(error).split())) from error
     written = write_results(evaluation, save_dir)
     lines = [*summary_lines(evaluation), *(str(path) for path in written)]
     console.print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)

@@ -17,8 +17,9 @@ from ray.tune.registry import get_trainable_cls
 from rllib_dreamer.cli.errors import CommandError, did_you_mean
 from rllib_dreamer.cli.options import TrainOptions
 from rllib_dreamer.cli.overrides import apply_overrides, check_stop, parse_stop
+from rllib_dreamer.cli.stopping import lookup
 from rllib_dreamer.dreamer_config import DreamerConfig
-from rllib_dreamer.envs import action_repeat, validate_env_name
+from rllib_dreamer.envs import action_repeat, family_of, validate_env_name
 
 DEFAULT_ALGORITHM = "DreamerTorch"
 _ADVICE_OF_RLLIB = " To suppress all validation errors"  # at the end of each message
@@ -133,11 +134,13 @@ def _finished(
 ) -> Experiment:
     """Applies the options to a config and checks it."""
     if options.env is not None:
+        if family_of(options.env) is None or family_of(options.env) != family_of(config.env):
+            config.env_config = {}  # its keys mean nothing to another kind of env
         config.environment(env=options.env)
     if options.stop is not None:
         limits = parse_stop(options.stop)
     if options.learners is not None:
-        _scale(config, options.learners, limits)
+        _scale(config, options.learners, limits, options.set)
     apply_overrides(config, options.set)
     if config.algo_class is None:
         raise CommandError(
@@ -149,16 +152,20 @@ def _finished(
     return Experiment(config, limits, name)
 
 
-def _scale(config: AlgorithmConfig, learners: int, limits: dict[str, float]) -> None:
-    """Scales a config to several learners, before `--set`, which so wins."""
+def _scale(
+    config: AlgorithmConfig, learners: int, limits: dict[str, float], settings: list[str]
+) -> None:
+    """Scales a config to several learners, before the settings of `--set`, which so win."""
     if not isinstance(config, DreamerConfig):
         raise CommandError(
             f"--learners is for DreamerTorch, not for a {type(config).__name__}; "
             "write --set num_learners=... and the rest yourself"
         )
-    agent_steps = limits.get("agent_steps")
-    if agent_steps is None and "env_steps" in limits:
-        agent_steps = limits["env_steps"] / action_repeat(config.env, config.env_config)
+    agent_steps, env_steps = (lookup(limits, name) for name in ("agent_steps", "env_steps"))
+    if agent_steps is None and env_steps is not None:
+        to_be = config.copy(copy_frozen=False)
+        apply_overrides(to_be, settings)
+        agent_steps = env_steps / action_repeat(to_be.env, to_be.env_config)
     try:
         config.scale_to_learners(
             learners, total_steps=None if agent_steps is None else max(1, round(agent_steps))

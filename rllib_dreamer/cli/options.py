@@ -55,7 +55,10 @@ class TrainOptions:
         ),
     ] = None
     num_samples: Annotated[
-        int, typer.Option("--num-samples", min=1, help="Runs per setting.", rich_help_panel=_RUN)
+        int,
+        typer.Option(
+            "--num-samples", min=1, help="Runs per setting, one seed each.", rich_help_panel=_RUN
+        ),
     ] = 1
     max_failures: Annotated[
         int,

@@ -33,6 +33,7 @@ _STATE_FILES = "experiment_state-*.json"
 #: The last state that was read whole; Tune's own file may be cut short by a kill.
 _BACKUP_FILE = "last_good_state.json"
 _CHECKPOINT_FOLDER = re.compile(r"checkpoint_(\d+)")
+_STARTED = r"_\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d"  # ends the name that an experiment is given
 _MARK = "rllib_dreamer"
 _KEPT_OF_THE_RUN = ("_session_str", "_start_time", "_total_time", "_iteration")
 
@@ -113,7 +114,8 @@ def find_experiment(path: str, storage: Path, name: str | None, default_name: st
             return storage / name
         near = did_you_mean(name, _names(storage))
         raise CommandError(f"--resume: no experiment {name!r} in {storage}{near}")
-    mine = [storage / other for other in _names(storage) if other.startswith(f"{default_name}_")]
+    pattern = re.compile(re.escape(default_name) + _STARTED)
+    mine = [storage / other for other in _names(storage) if pattern.fullmatch(other)]
     if not mine:
         raise CommandError(
             f"--resume: no experiment {default_name}_* in {storage}; say which: --resume PATH"
@@ -128,7 +130,8 @@ def mend_experiment(
 
     Args:
         folder: The experiment.
-        config: The config to go on with. Values that are a search keep what each trial drew.
+        config: The config to go on with. Each trial keeps its seed, and what it drew where the
+            value is a search.
         keep: How often to save, and how many checkpoints to keep, from now on.
         max_failures: Restarts that each trial has from now on.
 
@@ -191,10 +194,10 @@ def _mend_checkpoints(trial: Trial, keep: CheckpointConfig) -> None:
 
 
 def _with_config(trial: Trial, config: Mapping[str, Any]) -> tuple[str, str]:
-    """Writes a trial as JSON with its config replaced, kept exact by pickling it."""
+    """Writes a trial as JSON with its config replaced but for its seed, kept exact by pickling."""
     old = trial.config
     new = {
-        key: old[key] if key in old and has_search(value) else value
+        key: old[key] if key in old and (key == "seed" or has_search(value)) else value
         for key, value in config.items()
     }
     trial.config = {}

@@ -172,10 +172,14 @@ def _run(
     """Hands the experiment to Tune."""
     if options.resume is not None:
         return _resume(experiment, options, folder, condition, callbacks)
+    config, samples = experiment.config, options.num_samples
+    if samples > 1 and isinstance(config.seed, int):  # no two runs are to be the same
+        seeds = [config.seed + number for number in range(samples)]
+        config.seed, samples = {"grid_search": seeds}, 1
     tuner = tune.Tuner(
-        experiment.config.algo_class,
-        param_space=experiment.config,
-        tune_config=TuneConfig(num_samples=options.num_samples),
+        config.algo_class,
+        param_space=config,
+        tune_config=TuneConfig(num_samples=samples),
         run_config=RunConfig(
             name=folder.name,
             storage_path=str(folder.parent),
@@ -227,6 +231,8 @@ def _announce(console: Console, experiment: Experiment, folder: Path) -> None:
     limits = " or ".join(f"{key} >= {limit:,}" for key, limit in experiment.limits.items())
     until = f"until {limits}" if limits else "until Ctrl-C (no stop condition given)"
     env = config.env if isinstance(config.env, str) else getattr(config.env, "__name__", "env")
+    if config.env_config:
+        env += " (" + ", ".join(f"{key} {value}" for key, value in config.env_config.items()) + ")"
     console.print(
         f"{name} on {env}, {until}\nwritten to {folder}",
         markup=False,

@@ -50,7 +50,8 @@ _OPTIONS: dict[str, Any] = {
 }
 
 
-def _family(env: EnvSource) -> str | None:
+def family_of(env: EnvSource) -> str | None:
+    """The family of this package that a name belongs to: "dmc", "ALE" and so on; None if none."""
     prefix = env.partition("/")[0] if isinstance(env, str) and "/" in env else ""
     return prefix if prefix in _FAMILIES else None
 
@@ -70,7 +71,7 @@ def validate_env_name(env: str) -> None:
     Raises:
         ValueError: It is none of them; lists the nearest names.
     """
-    family = _family(env)
+    family = family_of(env)
     if family is not None:
         _FAMILIES[family].parse_name(env)
         return
@@ -100,7 +101,7 @@ def validate_env(env: Any, env_config: Mapping[str, Any]) -> None:
     """
     if isinstance(env, str):
         validate_env_name(env)
-        family = _family(env)
+        family = family_of(env)
         if family is not None:
             wrappers.parse_options(_OPTIONS[family], env_config, env)
     elif _is_multi_agent(env):
@@ -108,14 +109,20 @@ def validate_env(env: Any, env_config: Mapping[str, Any]) -> None:
 
 
 def _class_at(path: str) -> Any:
-    """What is at "package.module.Name"; None if there is nothing."""
+    """What is at "package.module.Name"; None if there is nothing.
+
+    Raises:
+        ValueError: The module needs another that is not installed.
+    """
     module, _, attribute = path.rpartition(".")
     if not module or "/" in path:
         return None
     try:
         return getattr(importlib.import_module(module), attribute, None)
-    except ModuleNotFoundError:
-        return None
+    except ModuleNotFoundError as error:
+        if error.name and (module == error.name or module.startswith(f"{error.name}.")):
+            return None
+        raise ValueError(f"{module!r} cannot be imported: {error}. Install it.") from error
 
 
 def action_repeat(env: EnvSource, env_config: Mapping[str, Any] | None = None) -> int:
@@ -126,7 +133,7 @@ def action_repeat(env: EnvSource, env_config: Mapping[str, Any] | None = None) -
         env_config: As in `config.environment(..., env_config=...)`.
     """
     config = env_config or {}
-    family = _family(env)
+    family = family_of(env)
     default = 1 if family is None else _OPTIONS[family].action_repeat
     return int(config.get("action_repeat", default))
 
@@ -143,8 +150,9 @@ def make_env(
     Args:
         env: A name of `env_names()`, a Gymnasium id, the path of a class, or a callable that takes
             the `env_config`.
-        env_config: Options of the family (docs/environments.md lists them). A RLlib `EnvContext`
-            shifts `seed` by its worker and vector index, so that runners differ.
+        env_config: Options of the family (docs/environments.md lists them). The worker and vector
+            index of a RLlib `EnvContext` shift the seed of a family's first episode, so that
+            runners differ.
         name: What error messages call the env; by default the name of `env`.
         timeout_s: Seconds that the env may take for a step or a reset; None for any time.
 
@@ -152,34 +160,34 @@ def make_env(
         ValueError: Unknown name or option, or an env for several agents.
         ImportError: The extra that brings the simulator is not installed.
     """
-    config = _shift_seed(env_config or {})
+    config = env_config or {}
     bounds = bool(config.get("check_spaces", True))
     name = name or _name_of(env)
-    built = _build(env, config, env_config or {})
+    built = _build(env, config)
     _refuse_other_envs(built, name)
-    return with_byte_pictures(wrappers.CheckedEnv(built, name, bounds, timeout_s))
+    first_seed = _first_seed(config) if family_of(env) else None
+    return with_byte_pictures(wrappers.CheckedEnv(built, name, bounds, timeout_s, first_seed))
 
 
-def _build(env: EnvSource, config: dict[str, Any], env_context: Mapping[str, Any]) -> Any:
-    family = _family(env)
+def _build(env: EnvSource, env_config: Mapping[str, Any]) -> Any:
+    family = family_of(env)
     if family is not None:
-        return _FAMILIES[family].make(env, config)
+        return _FAMILIES[family].make(env, env_config)
     if isinstance(env, str) and env not in gym.registry:
         env = _class_at(env) or env
-    return gymnasium_ids.make(env, config) if isinstance(env, str) else env(env_context)
+    return gymnasium_ids.make(env, env_config) if isinstance(env, str) else env(env_config)
 
 
 def _name_of(env: EnvSource) -> str:
     return env if isinstance(env, str) else str(getattr(env, "__name__", type(env).__name__))
 
 
-def _shift_seed(env_config: Mapping[str, Any]) -> dict[str, Any]:
-    config = dict(env_config)
+def _first_seed(env_config: Mapping[str, Any]) -> int | None:
+    """Seed of the first episode: that of the config, shifted so that runners differ."""
     worker = getattr(env_config, "worker_index", 0) or 0
     vector = getattr(env_config, "vector_index", 0) or 0
-    if config.get("seed") is not None:
-        config["seed"] += 1000 * worker + vector
-    return config
+    seed = env_config.get("seed")
+    return None if seed is None else seed + 1000 * worker + vector
 
 
 def _is_multi_agent(env: Any) -> bool:

@@ -64,7 +64,10 @@ class Atari100kOptions:
         wrappers.require_count("action_repeat", self.action_repeat)
         wrappers.require_count("noops", self.noops, 0)
         wrappers.require_count("max_frames", self.max_frames)
-        wrappers.require(0 <= self.sticky < 1, "sticky", self.sticky, "a probability in [0, 1)")
+        number = isinstance(self.sticky, int | float)
+        wrappers.require(
+            number and 0 <= self.sticky < 1, "sticky", self.sticky, "a probability in [0, 1)"
+        )
 
 
 @dataclass(frozen=True)

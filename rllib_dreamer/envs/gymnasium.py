@@ -72,7 +72,8 @@ class RenderedPicture(gym.Wrapper, gym.utils.RecordConstructorArgs):
 def split_config(env_config: Mapping[str, Any]) -> tuple[GymnasiumOptions, dict[str, Any]]:
     """Returns our options and the keyword arguments left for `gym.make`."""
     ours = {field.name for field in fields(GymnasiumOptions)}
-    options = GymnasiumOptions(**{k: v for k, v in env_config.items() if k in ours})
+    given = {k: v for k, v in env_config.items() if k in ours}
+    options = wrappers.parse_options(GymnasiumOptions, given, "gymnasium")
     return options, {k: v for k, v in env_config.items() if k not in ours}
 
 

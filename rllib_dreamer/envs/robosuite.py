@@ -54,7 +54,7 @@ HIDDEN_GROUP = 5
 class RobosuiteOptions:
     """The `env_config` of a `robosuite/` env; see docs/environments.md for the table."""
 
-    robots: str | tuple[str, ...] = "Panda"
+    robots: str | tuple[str, ...] | None = None
     controller: str | None = None
     observation: str = "pixels"
     cameras: str | tuple[str, ...] = "agentview"
@@ -269,7 +269,8 @@ class RobosuiteEnv(gym.Env):
 
 def _make(task: str, options: RobosuiteOptions) -> Any:
     robosuite = load_robosuite(options.observation != "proprio")
-    robots = options.robots if isinstance(options.robots, str) else list(options.robots)
+    robots = options.robots or ("Panda",) * (2 if task.startswith("TwoArm") else 1)
+    robots = [robots] if isinstance(robots, str) else list(robots)
     controller = None
     if options.controller is not None:
         known = tuple(robosuite.ALL_COMPOSITE_CONTROLLERS)
@@ -281,7 +282,7 @@ def _make(task: str, options: RobosuiteOptions) -> Any:
             f"a .json file or one of {', '.join(known)}",
         )
         controller = robosuite.load_composite_controller_config(controller=options.controller)
-    for robot in [robots] if isinstance(robots, str) else robots:
+    for robot in robots:
         wrappers.require(
             robot in robosuite.ALL_ROBOTS,
             "robots",

@@ -61,16 +61,21 @@ def parse_options(cls: type[Options], env_config: Mapping[str, Any] | None, env_
     """Builds the options dataclass of a family from an `env_config`.
 
     Raises:
-        ValueError: `env_config` has a key that the family does not know.
+        ValueError: `env_config` has a key that the family does not know, or a wrong value.
     """
     given = dict(env_config or {})
-    known = [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
-    for key in given:
+    defaults = {field.name: field.default for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    known = list(defaults)
+    for key, value in given.items():
         if key not in known:
             raise ValueError(
                 f"env_config of {env_id!r} has an unknown key {key!r}: {nearest(key, known)} "
                 f"All keys: {', '.join(known)}."
             )
+        if isinstance(defaults[key], bool):
+            require(isinstance(value, bool), key, value, "True or False")
+    if given.get("seed") is not None:
+        require_count("seed", given["seed"], minimum=0)
     return cls(**given)
 
 
@@ -97,7 +102,7 @@ def parse_size(size: int | tuple[int, int]) -> tuple[int, int]:
     Raises:
         ValueError: It is neither, or a side is below 1.
     """
-    sides = (size, size) if isinstance(size, int) else tuple(size)
+    sides = tuple(size) if isinstance(size, tuple | list) else (size, size)
     valid = len(sides) == 2 and all(isinstance(side, int) and side >= 1 for side in sides)
     require(valid, "size", size, "an int or (height, width) in pixels, each >= 1")
     return sides[0], sides[1]
@@ -193,14 +198,20 @@ class CheckedEnv(gym.Wrapper, gym.utils.RecordConstructorArgs):
         env_id: Its name, for error messages.
         bounds: If False, values outside the bounds of their space are let through.
         timeout_s: Seconds that the env may take for a step or a reset; None for any time.
+        first_seed: Seed of the first reset if that is given none.
     """
 
     def __init__(
-        self, env: gym.Env, env_id: str, bounds: bool = True, timeout_s: float | None = None
+        self,
+        env: gym.Env,
+        env_id: str,
+        bounds: bool = True,
+        timeout_s: float | None = None,
+        first_seed: int | None = None,
     ) -> None:
         """See the class."""
         gym.utils.RecordConstructorArgs.__init__(
-            self, env_id=env_id, bounds=bounds, timeout_s=timeout_s
+            self, env_id=env_id, bounds=bounds, timeout_s=timeout_s, first_seed=first_seed
         )
         gym.Wrapper.__init__(self, env)
         self.env_id = env_id
@@ -208,10 +219,13 @@ class CheckedEnv(gym.Wrapper, gym.utils.RecordConstructorArgs):
         self._leaves = leaf_spaces(env.observation_space)
         self._nested = isinstance(env.observation_space, spaces.Dict | spaces.Tuple)
         self._deadline = Deadline(timeout_s)
+        self._first_seed = first_seed
         self._step = 0
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
         """Resets the env and checks its first observation."""
+        seed = self._first_seed if seed is None else seed
+        self._first_seed = None
         self._step = 0
         try:
             with self._deadline:
@@ -229,9 +243,9 @@ class CheckedEnv(gym.Wrapper, gym.utils.RecordConstructorArgs):
                 observation, reward, terminated, truncated, info = self.env.step(action)
         except Exception as error:
             raise self._named(error, "step()") from error
-        self._check_reward(reward)
+        number = self._checked_reward(reward)
         self._check(observation)
-        return observation, float(reward), bool(terminated), bool(truncated), info
+        return observation, number, bool(terminated), bool(truncated), info
 
     def _named(self, error: Exception, call: str) -> Exception:
         where = f"{call} at agent step {self._step} of its episode"
@@ -250,9 +264,14 @@ class CheckedEnv(gym.Wrapper, gym.utils.RecordConstructorArgs):
             f"Env {self.env_id!r}, agent step {self._step} of its episode, key {key!r}: {what}"
         )
 
-    def _check_reward(self, reward: SupportsFloat) -> None:
-        if not math.isfinite(reward):
-            self._fail("reward", f"the reward is {reward}; it must be a finite number.")
+    def _checked_reward(self, reward: SupportsFloat) -> float:
+        try:
+            value = float(reward)
+        except (TypeError, ValueError):
+            value = math.nan
+        if not math.isfinite(value):
+            self._fail("reward", f"the reward is {reward!r}; it must be a finite number.")
+        return value
 
     def _values(self, observation: Any) -> dict[str, Any]:
         if not self._nested:

@@ -27,7 +27,7 @@ def build_env(env: EnvSource, env_config: Mapping[str, Any] | None = None) -> gy
         env_config: As in `config.environment(env, env_config=...)`.
 
     Raises:
-        ValueError: If it is unknown, or what it needs is not installed.
+        ValueError: If it is unknown, or what it needs is not installed, OpenGL too.
     """
     from rllib_dreamer.envs import checked_creator, register_envs, validate_env_name
 
@@ -40,7 +40,7 @@ def build_env(env: EnvSource, env_config: Mapping[str, Any] | None = None) -> gy
         if _is_gymnasium_id(creator.env):
             config = _drawn(creator, config)
         return creator(_env_context(config))
-    except (ImportError, gym.error.Error) as error:
+    except (ImportError, RuntimeError, gym.error.Error) as error:
         name = env if isinstance(env, str) else getattr(env, "__name__", str(env))
         raise ValueError(f"the environment {name!r} cannot be built: {_line(error)}") from error
 

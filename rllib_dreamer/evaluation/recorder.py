@@ -82,11 +82,11 @@ def open_loop_frames(
         context: Steps to filter.
 
     Returns:
-        By image leaf (B, T, h, w, C); none if a custom decoder cannot show pictures.
+        By image leaf that is decoded (B, T, h, w, C).
     """
     module = learner.module[DEFAULT_MODULE_ID].unwrapped()
     agent = module.agent
-    if not hasattr(agent.world.decoder, "predictions"):
+    if not imagination.decoded_leaves(agent):
         return {}
     device = next(agent.parameters()).device
     batch = module.model_batch({k: torch.from_numpy(x).to(device) for k, x in rows.items()})

@@ -93,10 +93,12 @@ class WorldModelProbe:
         self, agent: Agent, spaces: Mapping[str, gym.Space], episodes: int, noise: Noise
     ) -> None:
         self.agent, self.noise = agent, noise
-        self.images = {key: space for key, space in spaces.items() if is_image(space)}
+        shown = imagination.decoded_leaves(agent)
+        decoded = {key: space for key, space in spaces.items() if key in shown}
+        self.images = {key: space for key, space in decoded.items() if is_image(space)}
         self.vectors = {
             key: space
-            for key, space in spaces.items()
+            for key, space in decoded.items()
             if isinstance(space, gym.spaces.Box) and not is_image(space)
         }
         self.frames_each = math.ceil(_RECONSTRUCTIONS / episodes)

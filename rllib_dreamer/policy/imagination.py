@@ -23,7 +23,8 @@ _DECODED_AT_ONCE = 64  # states; bounds the memory of the decoder's activations
 class Prediction(NamedTuple):
     """What states stand for.
 
-    obs: leaves (B, T, ...): pixels as floats in [0, 1], vectors in their units, class indices.
+    obs: the `decoded_leaves` (B, T, ...): pixels as floats in [0, 1], vectors in their units, class
+    indices.
     reward (B, T) in reward units. cont (B, T) probability of going on, in [0, 1].
     """
 
@@ -136,16 +137,20 @@ def predict_heads(agent: Agent, states: State) -> tuple[Tensor, Tensor]:
     return agent.world.reward(feat).mode(), cont.clamp(max=1.0)
 
 
+def decoded_leaves(agent: Agent) -> frozenset[str]:
+    """Observation leaves that `decode` gives: none without a decoder that has `predictions`."""
+    decoder: Any = agent.world.decoder
+    if not hasattr(decoder, "predictions"):
+        return frozenset()
+    return frozenset((*decoder.images, *decoder.vectors))
+
+
 @torch.no_grad()
 def decode(agent: Agent, states: State) -> dict[str, Tensor]:
-    """Observation leaves (B, T, ...) of states (B, T, D), (B, T, S, K); see `Prediction`.
-
-    Raises:
-        ValueError: If the agent has no decoder.
-    """
+    """The `decoded_leaves` (B, T, ...) of states (B, T, D), (B, T, S, K); see `Prediction`."""
+    if not decoded_leaves(agent):
+        return {}
     decoder: Any = agent.world.decoder
-    if decoder is None:
-        raise ValueError("the agent was built without a decoder: it cannot show observations.")
     deter = states.deter.flatten(0, 1)  # (B * T, D)
     stoch = states.stoch.flatten(0, 1).flatten(1)  # (B * T, S * K)
     parts: list[dict[str, Tensor]] = [

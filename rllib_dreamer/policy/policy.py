@@ -28,7 +28,7 @@ class Imagination(NamedTuple):
 
     Attributes:
         obs: As the observation space nests it, each leaf (H, ...) or (B, H, ...): pictures uint8,
-            vectors in their units.
+            vectors in their units. None for a leaf that is not reconstructed.
         reward: Expected rewards (H,) or (B, H).
         cont: Probability that the episode goes on, in [0, 1], likewise.
     """
@@ -262,12 +262,13 @@ class DreamerPolicy:
         future = imagination.roll_out(self.agent, start, encoded[:, context - 1 :], noise)
         found = imagination.predict(self.agent, future)
         arrays = {
-            key: _as_observed(found.obs[key], space)
+            key: _as_observed(found.obs[key], space) if key in found.obs else None
             for key, space in self.observation_leaves.items()
         }
         reward, cont = found.reward.cpu().numpy(), found.cont.cpu().numpy()
         if len(lead) == 1:
-            arrays, reward, cont = {k: x[0] for k, x in arrays.items()}, reward[0], cont[0]
+            arrays = {k: None if x is None else x[0] for k, x in arrays.items()}
+            reward, cont = reward[0], cont[0]
         return Imagination(unflatten(arrays, self.observation_space), reward, cont)
 
     def _observed(self, obs: Any, lead: tuple[int, ...]) -> dict[str, Tensor]:
