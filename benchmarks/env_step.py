@@ -3,14 +3,14 @@
     python benchmarks/env_step.py --rounds 5 --json env_step.json
 
 Each row plays the same actions at action repeat 2, or 4 for Atari, in the same process; the
-programs of a comparison take turns, so that load from elsewhere falls on all of them. The figure is
-the best round, in agent steps per second; the ratio is to the reference of the comparison. The last
-rows step several envs in parallel processes.
+programs of a comparison take turns, so that load from elsewhere falls on all of them. The ratio is
+to the reference of the comparison. The last rows step several envs in parallel processes.
 """
 
 from __future__ import annotations
 
 import os
+import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +19,7 @@ from typing import Annotated, Any, NamedTuple
 import gymnasium as gym
 import numpy as np
 import typer
-from common import Figure, report
+from common import Figure, figure, median_ratio, report
 
 from rllib_dreamer import envs
 from rllib_dreamer.envs import rendering
@@ -218,47 +218,31 @@ def steps_per_second(step: Step, actions: list[Any], seconds: float) -> float:
     return count / elapsed
 
 
-def run(comparison: Comparison, rounds: int, seconds: float, cores: int) -> list[dict[str, Any]]:
-    """Times the programs of a comparison in turn and returns a row for each."""
+def run(comparison: Comparison, rounds: int, seconds: float, cores: int) -> list[Figure]:
+    """Times the programs of a comparison in turn; a figure of each, beside the reference."""
     rng = np.random.default_rng(0)
     actions = [comparison.action(rng) for _ in range(64)]
     built = [program.build() for program in comparison.programs]
     rates: list[list[float]] = [[] for _ in built]
     for turn in range(rounds + 1):
-        for index, (step, _) in enumerate(built):
-            rate = steps_per_second(step, actions, seconds)
+        for program, (step, _), measured in zip(comparison.programs, built, rates, strict=True):
+            envs_at_once = cores if program.name.endswith("steps of all") else 1
+            rate = envs_at_once * steps_per_second(step, actions, seconds)
             if turn > 0:  # the first turn compiles and fills caches
-                rates[index].append(rate)
+                measured.append(rate)
     for _, close in built:
         close()
-    rows = []
+    base = next(r for p, r in zip(comparison.programs, rates, strict=True) if p.reference)
+    found = []
     for program, measured in zip(comparison.programs, rates, strict=True):
-        scale = cores if program.name.endswith("steps of all") else 1
-        rows.append({"comparison": comparison.name, "program": program.name})
-        rows[-1] |= {"steps_per_s": scale * max(measured), "reference": program.reference}
-    base = next(row["steps_per_s"] for row in rows if row["reference"])
-    for row in rows:
-        row["ratio"] = row["steps_per_s"] / base
-        default = "default" in row["program"]
-        row["target"] = comparison.target if default else None
-    return rows
-
-
-def figures(rows: list[dict[str, Any]]) -> list[Figure]:
-    """The rows beside the reference of their comparison."""
-    base = {row["comparison"]: row["steps_per_s"] for row in rows if row["reference"]}
-    return [
-        Figure(
-            f"{row['comparison']}: {row['program']}",
-            row["steps_per_s"],
-            "steps/s",
-            beside="" if row["reference"] else f"{base[row['comparison']]:.4g} steps/s",
-            ratio=None if row["reference"] else row["ratio"],
-            target_ratio=row["target"],
-            higher=True,
-        )
-        for row in rows
-    ]
+        more: dict[str, Any] = {"higher": True}
+        if not program.reference:
+            more["beside"] = f"{statistics.median(base):.4g} steps/s"
+            more["ratio"] = median_ratio(measured, base)
+        if "default" in program.name:
+            more["target_ratio"] = comparison.target
+        found.append(figure(f"{comparison.name}: {program.name}", measured, "steps/s", **more))
+    return found
 
 
 def main(
@@ -271,11 +255,11 @@ def main(
     """Prints the table."""
     rendering.setup_rendering()
     cores = processes or len(os.sched_getaffinity(0))
-    rows: list[dict[str, Any]] = []
+    figures: list[Figure] = []
     for comparison in comparisons(cores):
         if only in comparison.name:
-            rows += run(comparison, rounds, seconds, cores)
-    report("agent steps per second", figures(rows), json_file)
+            figures += run(comparison, rounds, seconds, cores)
+    report("agent steps per second", figures, json_file)
 
 
 if __name__ == "__main__":

@@ -2,9 +2,9 @@
 
     python benchmarks/learners.py --size 12M --json learners.json
 
-Learners are remote processes that share this machine's cores, as `num_learners` makes them, so two
-of them on one CPU can at best be as fast as one: the ratio says what splitting costs. Both groups
-are alive and take turns. The all-reduce is that of one float32 for each parameter.
+Learners are remote processes that share this machine's cores, as `num_learners` makes them: one has
+all cores for its threads, two have half of them each. Both groups are alive and take turns. The
+all-reduce is that of one float32 for each parameter.
 """
 
 from __future__ import annotations

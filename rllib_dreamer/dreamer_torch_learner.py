@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,8 @@ from rllib_dreamer.model import ops
 from rllib_dreamer.model.agent import Agent
 from rllib_dreamer.model.optim import Adam, LaProp
 
+GRAD_NORM = (DEFAULT_MODULE_ID, "grad_norm")
+UPDATE_NORM = (DEFAULT_MODULE_ID, "update_norm")
 OPTIMIZER_SETTINGS = ("agc", "warmup", "weight_decay")
 
 
@@ -34,6 +37,7 @@ class DreamerTorchLearner(TorchLearner):
         """Builds modules and optimizers and lets the agents see the other learners."""
         prepare_cpu(self.config)
         self._latents: dict[str, tuple[Tensor, Tensor]] = {}
+        self._measured: dict[tuple[str, str], Tensor] = {}  # scalars of the losses
         self._normalizers: dict[str, dict[str, Tensor]] = {}
         super().build()
         for module_id in self.module.keys():
@@ -89,13 +93,17 @@ class DreamerTorchLearner(TorchLearner):
         losses: dict[str, Tensor] = fwd_out["losses"]
         scales = self.agent(module_id).scales
         metrics = {f"loss_{name}": x.detach().float().mean() for name, x in losses.items()}
-        self._log(module_id, metrics | fwd_out["metrics"])
+        for name, x in (metrics | fwd_out["metrics"]).items():
+            self._measured[module_id, name] = x
         return ops.total_loss(losses, scales)
 
-    def _log(self, module_id: str, metrics: dict[str, Tensor]) -> None:
-        """Logs scalar tensors, brought to the host in one transfer."""
-        values = torch.stack([x.detach().float() for x in metrics.values()]).tolist()
-        self.metrics.log_dict(dict(zip(metrics, values, strict=True)), key=module_id, window=1)
+    def _log(self, measured: dict[tuple[str, str], Tensor]) -> dict[tuple[str, str], float]:
+        """Logs scalars by module and name, brought to the host in one transfer."""
+        values = torch.stack([x.detach().float() for x in measured.values()]).tolist()
+        found = dict(zip(measured, values, strict=True))
+        for key, value in found.items():
+            self.metrics.log_value(key, value, window=1)
+        return found
 
     def postprocess_gradients(self, gradients_dict: dict[Any, Tensor]) -> dict[Any, Tensor]:
         """Nothing: clipping is part of LaProp and of `apply_gradients`."""
@@ -104,7 +112,8 @@ class DreamerTorchLearner(TorchLearner):
     def apply_gradients(self, gradients_dict: dict[Any, Tensor]) -> None:
         """Steps the optimizers, or skips the update if a gradient is not finite."""
         norm = torch.nn.utils.get_total_norm([g for g in gradients_dict.values() if g is not None])
-        finite = bool(torch.isfinite(norm))
+        found = self._log(self._measured | {GRAD_NORM: norm})  # here the host waits for the device
+        finite = math.isfinite(found[GRAD_NORM])
         self.metrics.log_value(
             (DEFAULT_MODULE_ID, "skipped_updates"), int(not finite), reduce="lifetime_sum"
         )
@@ -125,8 +134,7 @@ class DreamerTorchLearner(TorchLearner):
                 optimizer.step()
                 steps.append(optimizer.update_norm())
             self.agent(module_id).behavior.update_slow_critic()
-        update_norm = torch.linalg.vector_norm(torch.stack(steps))
-        self._log(DEFAULT_MODULE_ID, {"grad_norm": norm, "update_norm": update_norm})
+        self._log({UPDATE_NORM: torch.linalg.vector_norm(torch.stack(steps))})
 
     def _skip_update(self) -> None:
         """Takes back what the losses changed; all learners do, as they share their gradients."""

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+from ray import tune
 from ray.rllib.algorithms.ppo import PPOConfig
 from ray.tune import CheckpointConfig
 
@@ -27,7 +28,7 @@ from rllib_dreamer.cli.progress import ABSENT, TrialView, as_line, as_table
 from rllib_dreamer.cli.reporter import SCORE, RunReporter
 from rllib_dreamer.cli.resume import find_experiment, mend_experiment
 from rllib_dreamer.cli.stopping import STOP_ALIASES, StopCondition
-from rllib_dreamer.cli.train import checkpoint_config, wandb_loggers
+from rllib_dreamer.cli.train import checkpoint_config, spread_seeds, wandb_loggers
 
 PPO_FILE = """
 import gymnasium
@@ -298,6 +299,22 @@ def test_algorithm_by_name() -> None:
     experiment = experiment_from_names(options(run="ppo", env="CartPole-v1"))
     assert type(experiment.config) is PPOConfig
     assert experiment.limits == {}
+
+
+def test_another_kind_of_env_drops_the_env_config_of_the_file() -> None:
+    walker = Path(__file__).parents[1] / "tuned_examples" / "walker.py"
+    for env, expected in (("dmc/hopper-hop", {"action_repeat": 2}), ("ALE/Pong-v5", {})):
+        assert experiment_from_file(walker, options(env=env)).config.env_config == expected
+    given = options(env="CartPole-v1", set=["env_config.action_repeat=3"])
+    assert experiment_from_file(walker, given).config.env_config == {"action_repeat": 3}
+
+
+def test_samples_have_seeds_of_their_own() -> None:
+    config = PPOConfig().debugging(seed=3)
+    assert spread_seeds(config, 1) == 1 and config.seed == 3
+    assert spread_seeds(config, 2) == 1 and config.seed == tune.grid_search([3, 4])
+    assert spread_seeds(config, 2) == 2 and config.seed == tune.grid_search([3, 4])
+    assert spread_seeds(PPOConfig(), 2) == 2
 
 
 def test_search_values_are_seen() -> None:

@@ -171,9 +171,11 @@ def test_a_wrong_command_is_noticed(line: str, error: str) -> None:
 
 
 def test_the_manifest_runs_a_command_that_is_understood() -> None:
-    manifest = yaml.safe_load(MANIFEST.read_text())
+    claim, manifest = yaml.safe_load_all(MANIFEST.read_text())
     assert manifest["kind"] == "RayJob"
     check(shlex.split(manifest["spec"]["entrypoint"]))
+    claimed = set(re.findall(r"claimName: ([\w-]+)", MANIFEST.read_text()))
+    assert claimed == {claim["metadata"]["name"]}
     version = manifest["spec"]["rayClusterSpec"]["rayVersion"]
     assert f"ray=={version}" in (ROOT / "constraints.txt").read_text().replace("[rllib]", "")
 

@@ -30,6 +30,7 @@ from rllib_dreamer.evaluation.episodes import Episode, Rules, play
 from rllib_dreamer.evaluation.run import evaluate
 from rllib_dreamer.evaluation.world_model import AHEAD, CONTEXT, WorldModelProbe
 from rllib_dreamer.model.agent import build_agent
+from rllib_dreamer.model.codec import Decoder
 from rllib_dreamer.model.distributions import FixedNoise
 from rllib_dreamer.model.sizes import LossConfig, model_config
 from rllib_dreamer.policy import imagination
@@ -321,6 +322,20 @@ class TestEvaluate:
         assert not found.clips and not found.world.images
         assert found.world.vectors["vector"][0] > 0
 
+    @pytest.mark.parametrize("shown", [{"joints"}, set()])
+    def test_what_is_not_decoded_is_left_out(self, shown: set[str]) -> None:
+        policy = make_policy()
+        world = policy.agent.world
+        specs = {key: obs_spec(key, space) for key, space in policy.observation_leaves.items()}
+        kept = {key: spec for key, spec in specs.items() if key in shown}
+        world.decoder = Decoder(kept, world.config) if kept else None
+        found = evaluate(policy, Walk, {"length": 60}, episodes=1).world
+        assert (set(found.vectors), set(found.images)) == (shown, set())
+        assert found.heads_open_loop is not None
+        obs = {key: np.stack([space.sample()] * 3) for key, space in CAMERA.items()}
+        imagined = policy.imagine(obs, np.zeros((4, 2), np.float32)).obs
+        assert imagined["camera"] is None and (imagined["joints"] is None) == (not shown)
+
     def test_an_env_that_is_drawn(self) -> None:
         env = build_env("CartPole-v1")
         policy = make_policy(env.observation_space, env.action_space)
@@ -437,18 +452,41 @@ class TestCommand:
             (["{saved}", "--env", "CartPole-v1"], "the policy was trained on"),
             (["{saved}", "--which", "first"], "must be one of best, last"),
             (["{saved}", "--episodes", "0"], "--episodes"),
+            (["{saved}", "--save-dir", "{saved}/manifest.json"], "--save-dir: "),
         ],
     )
     def test_mistakes_take_one_line(
         self,
         saved: Path,
         tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
         capsys: pytest.CaptureFixture[str],
         words: list[str],
         message: str,
     ) -> None:
+        monkeypatch.chdir(tmp_path)
         words = [word.format(saved=saved, tmp=tmp_path) for word in words]
         assert message in fails(capsys, "evaluate", *words)
+
+    @pytest.mark.parametrize("at", ["reset", "step"])
+    def test_an_env_that_raises_takes_one_line(
+        self,
+        saved: Path,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str],
+        at: str,
+    ) -> None:
+        def fail(*_: Any, **__: Any) -> None:
+            raise RuntimeError("no OpenGL")
+
+        monkeypatch.setattr(RandomEnv, at, fail)
+        monkeypatch.chdir(tmp_path)
+        with pytest.raises(SystemExit) as ended:
+            cli.main(["evaluate", str(saved)])
+        lines = capsys.readouterr().err.strip().splitlines()
+        assert ended.value.code == 1
+        assert len(lines) == 1 and f"raised in {at}()" in lines[0] and "no OpenGL" in lines[0]
 
     def test_a_broken_file_is_named(
         self, saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -104,6 +104,9 @@ def test_the_option_of_the_command_knows_the_length_of_the_run() -> None:
     config = command(stop='{"env_steps": 10000}')
     assert settings(config) == (2, 32, 2, [[0, 4e-5], [500, 5.65685e-5]])  # 2 env steps an action
     assert command(stop='{"agent_steps": 10000}').lr[1][0] == 1000
+    assert command(stop='{"dreamer/env_steps": 10000}').lr[1][0] == 500
+    repeated = command(stop='{"env_steps": 10000}', set=["env_config.action_repeat=4"])
+    assert repeated.lr[1][0] == 250
     assert command().lr == 5.65685e-5
 
 

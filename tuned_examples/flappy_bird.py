@@ -70,7 +70,9 @@ config = (
     .debugging(seed=0)
 )
 
-if not torch.cuda.is_available():
+if torch.cuda.is_available():
+    config.learners(num_learners=0, num_gpus_per_learner=1)
+else:
     config.training(model_size="1M", training_ratio=32, batch_size_B=8, batch_length_T=32)
 
 stop = {"num_env_steps_sampled_lifetime": 500_000}

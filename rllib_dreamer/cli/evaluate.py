@@ -66,9 +66,9 @@ def evaluate_command(
     if file is not None:
         import_file(file)  # for what it registers
     try:
-        save_dir.mkdir(parents=True, exist_ok=True)
         policy = _load(checkpoint, which, storage_path, console)
         source, config = _environment(policy, env, changes)
+        save_dir.mkdir(parents=True, exist_ok=True)  # an error now loses nothing
         evaluation = _play(policy, source, config, console, episodes, num_envs, rules)
     except OSError as error:
         raise CommandError(f"--save-dir: {error}") from error

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 from ray import tune
+from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.tune import Callback, CheckpointConfig, FailureConfig, ResumeConfig, RunConfig, TuneConfig
 from ray.tune.registry import register_trainable
 from ray.tune.result_grid import ResultGrid
@@ -162,6 +163,22 @@ def _storage(given: str) -> Path:
     return storage
 
 
+def spread_seeds(config: AlgorithmConfig, samples: int) -> int:
+    """Gives several runs of a setting the config's seed and those after it.
+
+    Args:
+        config: Changed in place, unless it has no seed or a search of its own for it.
+        samples: How many runs.
+
+    Returns:
+        How often Tune has to sample the config.
+    """
+    if samples == 1 or not isinstance(config.seed, int):
+        return samples
+    config.seed = tune.grid_search([config.seed + number for number in range(samples)])
+    return 1
+
+
 def _run(
     experiment: Experiment,
     options: TrainOptions,
@@ -172,13 +189,10 @@ def _run(
     """Hands the experiment to Tune."""
     if options.resume is not None:
         return _resume(experiment, options, folder, condition, callbacks)
-    config, samples = experiment.config, options.num_samples
-    if samples > 1 and isinstance(config.seed, int):  # no two runs are to be the same
-        seeds = [config.seed + number for number in range(samples)]
-        config.seed, samples = {"grid_search": seeds}, 1
+    samples = spread_seeds(experiment.config, options.num_samples)
     tuner = tune.Tuner(
-        config.algo_class,
-        param_space=config,
+        experiment.config.algo_class,
+        param_space=experiment.config,
         tune_config=TuneConfig(num_samples=samples),
         run_config=RunConfig(
             name=folder.name,
