@@ -269,8 +269,8 @@ class RobosuiteEnv(gym.Env):
 
 def _make(task: str, options: RobosuiteOptions) -> Any:
     robosuite = load_robosuite(options.observation != "proprio")
-    robots = options.robots or ("Panda",) * (2 if task.startswith("TwoArm") else 1)
-    robots = [robots] if isinstance(robots, str) else list(robots)
+    given = options.robots or ("Panda",) * (2 if task.startswith("TwoArm") else 1)
+    robots = [given] if isinstance(given, str) else list(given)
     controller = None
     if options.controller is not None:
         known = tuple(robosuite.ALL_COMPOSITE_CONTROLLERS)
