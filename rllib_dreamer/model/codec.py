@@ -78,7 +78,7 @@ class ImageEncoder(nn.Module):
 
     def forward(self, frames: Tensor) -> Tensor:
         """uint8 (n, h, w, C) -> (n, features), flattened as (h, w, C)."""
-        x = ops.normalize_frames(frames, torch.float32)
+        x = ops.normalize_frames(frames)
         for conv, norm in _stages(self.convs, self.norms):
             x = conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)  # (n, h, w, C'), channels-last
             x = norm.silu(x) if self.strided else norm.pool_silu(x)  # (n, h / 2, w / 2, C')

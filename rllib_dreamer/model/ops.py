@@ -73,9 +73,9 @@ def image_loss(phases: Tensor, target: Tensor) -> Tensor:
 
 
 @fused
-def normalize_frames(frames: Tensor, dtype: torch.dtype) -> Tensor:
+def normalize_frames(frames: Tensor) -> Tensor:
     """uint8 in 0..255 -> x / 255 - 0.5."""
-    return (frames / 255.0 - 0.5).to(dtype)
+    return frames / 255.0 - 0.5
 
 
 def place_phases(x: Tensor) -> Tensor:
