@@ -13,6 +13,8 @@ from rllib_dreamer.model.fuse import fused
 # Standard deviation of a unit normal truncated to [-2, 2] is 0.87962566; dividing by it restores 1.
 TRUNC_NORMAL_SCALE = 1.1368
 
+KERNEL = 5  # side of every convolution's kernel, `upsample_conv` folds no other
+
 Gather = Callable[[Tensor], Tensor]
 
 
@@ -220,7 +222,7 @@ def _fold_matrix(device: torch.device) -> Tensor:
 
     Made on the device each time: a copy from the host would make it wait, in every update.
     """
-    phase, small, tap = (torch.arange(n, device=device) for n in (2, 3, 5))
+    phase, small, tap = (torch.arange(n, device=device) for n in (2, 3, KERNEL))
     pixel = (phase.unsqueeze(-1) + tap - 2) // 2 + 1  # (2, 5)
     return pixel.unsqueeze(1) == small.unsqueeze(-1)  # (2, 3, 5)
 
