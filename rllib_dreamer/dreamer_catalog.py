@@ -75,7 +75,7 @@ class DreamerCatalog(Catalog):
         return Encoder(self.obs_specs, self.model_config)
 
     def build_decoder(self, framework: str = "torch") -> nn.Module | None:
-        """A module like `model.codec.Decoder`, or None to learn without reconstruction."""
+        """A module as `WorldModel` describes, or None to learn without reconstruction."""
         return Decoder(self.obs_specs, self.model_config)
 
     def build_world_model(self) -> WorldModel:

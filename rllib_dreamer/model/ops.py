@@ -241,9 +241,14 @@ def total_loss(losses: dict[str, Tensor], scales: dict[str, float]) -> Tensor:
     """Sum over the terms of scale * mean(loss). The one place where losses are weighed.
 
     Raises:
-        AssertionError: If the terms and the scales do not have the same names.
+        ValueError: If the terms and the scales do not have the same names.
     """
-    assert losses.keys() == scales.keys(), sorted(losses.keys() ^ scales.keys())
+    if losses.keys() != scales.keys():
+        raise ValueError(
+            f"losses without a scale: {sorted(losses.keys() - scales.keys())}, scales without a "
+            f"loss: {sorted(scales.keys() - losses.keys())}. A decoder gives a loss for each leaf "
+            "in its `images` and `vectors`, and for no other."
+        )
     return torch.stack([losses[name].float().mean() * scales[name] for name in losses]).sum()
 
 
