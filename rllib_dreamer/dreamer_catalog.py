@@ -51,12 +51,12 @@ class DreamerCatalog(Catalog):
         self.action_leaves = leaf_spaces(self.action_space, root="action")
         self.obs_specs = {k: self.obs_spec(k, s) for k, s in self.observation_leaves.items()}
         self.action_specs = {k: action_spec(k, s) for k, s in self.action_leaves.items()}
-        _check_image_sizes(self.obs_specs)
         _check_names(self.obs_specs)
         given = self._model_config_dict
         self.model_config: ModelConfig = model_config(
             given.get("model_size", "12M"), **model_settings(given, self.extra_settings)
         )
+        _check_image_sizes(self.obs_specs, 2 ** len(self.model_config.mults))
         self.loss_config = LossConfig(**given.get("loss", {}))
         self.initial_random_steps: int = given.get("initial_random_steps", 0)
         self.fuse = bool(given.get("compile", True))
@@ -75,7 +75,7 @@ class DreamerCatalog(Catalog):
         return Encoder(self.obs_specs, self.model_config)
 
     def build_decoder(self, framework: str = "torch") -> nn.Module | None:
-        """A module like `model.codec.Decoder`, or None to learn without reconstruction."""
+        """A module as `WorldModel` describes, or None to learn without reconstruction."""
         return Decoder(self.obs_specs, self.model_config)
 
     def build_world_model(self) -> WorldModel:
@@ -149,14 +149,14 @@ def _discrete(space: gym.Space) -> list[int] | None:
     return None
 
 
-def _check_image_sizes(specs: Mapping[str, ObsSpec]) -> None:
-    """Raises ValueError unless all images share one size that the encoder can halve four times."""
+def _check_image_sizes(specs: Mapping[str, ObsSpec], shrink: int) -> None:
+    """Raises ValueError unless all images share one size, which the encoder divides by `shrink`."""
     sizes = {key: spec.shape[:2] for key, spec in specs.items() if spec.kind == "image"}
     for key, (h, w) in sizes.items():
-        if h % 16 or w % 16 or not (32 <= h <= 256 and 32 <= w <= 256):
+        if h % shrink or w % shrink or not (32 <= h <= 256 and 32 <= w <= 256):
             raise ValueError(
                 f"observation_space[{key!r}] is an image of {h}x{w}: height and width must be "
-                "multiples of 16 between 32 and 256; resize it, e.g. to 64x64."
+                f"multiples of {shrink} between 32 and 256; resize it, e.g. to 64x64."
             )
     if len(set(sizes.values())) > 1:
         raise ValueError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 
 PRECISIONS = ("auto", "float32", "bfloat16")
+CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")  # "quota period" or "max period", in microseconds
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # parameters of mallopt, from malloc.h
 
 
@@ -33,8 +35,13 @@ def resolve_precision(precision: str, device: torch.device | str) -> torch.dtype
 
 
 def available_cpus() -> int:
-    """CPUs that this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """CPUs that this process may run on, and no more than its control group (v2) grants time of."""
+    known = hasattr(os, "sched_getaffinity")
+    cpus = len(os.sched_getaffinity(0)) if known else os.cpu_count() or 1
+    with contextlib.suppress(OSError, ValueError):  # no such file, or no limit: "max"
+        quota, period = map(int, CPU_QUOTA.read_text().split())
+        return min(cpus, max(1, quota // period))
+    return cpus
 
 
 def prepare_cpu(config: AlgorithmConfig) -> None:

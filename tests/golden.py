@@ -228,7 +228,6 @@ def model_config(config: Mapping[str, Any]) -> ModelConfig:
         **{name: size[name] for name in names},
         mults=tuple(size["mults"]),
         decoder_blocks=size["bspace"],
-        kernel=enc["kernel"],
         encoder_layers=enc["layers"],
         decoder_layers=official["dec"]["simple"]["layers"],
         prior_layers=rssm["imglayers"],

@@ -48,7 +48,8 @@ class Recording(NamedTuple):
 class Update(NamedTuple):
     """One training step: tensors by our parameter names, taken after the step.
 
-    grads are those before clipping, clip_factors what clipping multiplies them with.
+    grads are those before clipping, clip_factors what clipping multiplies them with, steps is the
+    optimizer's count.
     """
 
     total: Tensor
@@ -58,6 +59,7 @@ class Update(NamedTuple):
     params: dict[str, Tensor]
     low: Tensor
     high: Tensor
+    steps: int
 
 
 @contextmanager
@@ -329,6 +331,7 @@ def train(golden: Golden, agent: Agent, updates: int = 2) -> list[Update]:
                 params | slow,
                 norm.low.clone(),
                 norm.high.clone(),
+                optimizer.param_groups[0]["step"],
             )
         )
     return results

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -11,14 +12,14 @@ import pytest
 import torch
 from golden_export import TINY, agent_and_batch
 from golden_run import gradient_norms, record
-from torch import Tensor
+from torch import Tensor, nn
 
 from rllib_dreamer.model import ops
 from rllib_dreamer.model.agent import Agent
-from rllib_dreamer.model.behavior import ReturnNormalizer, pad_last
+from rllib_dreamer.model.behavior import Actor, ReturnNormalizer, pad_last
 from rllib_dreamer.model.distributions import RandomNoise
 from rllib_dreamer.model.rssm import State
-from rllib_dreamer.model.sizes import LossConfig
+from rllib_dreamer.model.sizes import ActionSpec, LossConfig
 from rllib_dreamer.model.world_model import encode_action
 
 CASE = TINY
@@ -63,6 +64,40 @@ def test_return_normaliser_is_the_official_one(
         for key, value in ours.items():
             expected = x[f"retnorm/{variant}/{key}"][step]
             torch.testing.assert_close(value, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("fuse", [False, True])
+def test_bfloat16_gradients_point_where_those_of_float32_do(
+    agent: Agent, batch: dict[str, Tensor], fuse: bool
+) -> None:
+    """The cosine is 0.999, or 0.96 where rounding flips a sampled class."""
+    found = []
+    for dtype in (torch.float32, torch.bfloat16):
+        twin = copy.deepcopy(agent)
+        twin.fuse, twin.dtype = fuse, dtype
+        ops.total_loss(twin(batch).losses, twin.scales).backward()
+        actor = twin.behavior.actor
+        for name, param in actor.named_parameters():
+            assert param.grad is not None and param.grad.any(), name
+        found.append([flat_gradient(part) for part in (twin.world, actor, twin.behavior.critic)])
+    for full, half in zip(*found, strict=True):
+        assert not torch.equal(full, half)
+        assert torch.cosine_similarity(full, half, 0) > 0.95
+
+
+def flat_gradient(module: nn.Module) -> Tensor:
+    return torch.cat([p.grad.flatten() for p in module.parameters() if p.grad is not None])
+
+
+def test_classes_that_a_component_lacks_are_masked_on_the_device_of_the_actor() -> None:
+    """The mask moves with the module, once, and no checkpoint has it."""
+    spec = ActionSpec("discrete", 2, 5, (3, 5))
+    actor = Actor({"valid.keys": spec}, _AGENT.world.config).to("meta")
+    feat = torch.empty(4, _AGENT.world.config.feat, device="meta")
+    first, again = (actor(feat)["valid.keys"] for _ in range(2))
+    assert first.valid.device.type == "meta" and first.valid is again.valid
+    assert first.max_entropy() == pytest.approx(math.log(3) + math.log(5))
+    assert all(key.endswith(("weight", "bias", "scale")) for key in actor.state_dict())
 
 
 def test_return_normaliser_is_saved_with_the_model() -> None:

@@ -137,10 +137,10 @@ def test_categorical_samples_have_its_frequencies() -> None:
 
 
 def test_categorical_never_draws_a_class_that_a_component_lacks() -> None:
-    valid = torch.tensor([[True, True, False], [True, True, True]])
+    valid, limits = torch.tensor([[True, True, False], [True, True, True]]), (2, 3)
     logits = torch.tensor([[0.0, 0.0, 9.0], [0.0, 0.0, 0.0]]).expand(5000, 2, 3)
     logits = logits.clone().requires_grad_()
-    dist = Categorical(logits, 0.1, valid)
+    dist = Categorical(logits, 0.1, valid, limits)
     torch.manual_seed(0)
     samples = dist.sample(RandomNoise())
     assert samples[:, 0].max() == 1 and samples[:, 1].max() == 2

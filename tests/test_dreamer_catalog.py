@@ -110,6 +110,13 @@ def test_an_unsupported_observation_is_refused(obs: gym.Space, message: str) -> 
         catalog(obs)
 
 
+def test_the_size_of_images_goes_with_the_number_of_stages() -> None:
+    frames = spaces.Box(0, 255, (40, 64, 3), np.uint8)
+    assert catalog(frames, mults=(2, 3, 4)).obs_specs["image"].shape == (40, 64, 3)
+    with pytest.raises(ValueError, match=r"image of 40x64: .* multiples of 32"):
+        catalog(frames, mults=(2, 3, 4, 4, 4))
+
+
 HALF = spaces.Box(np.array([0, -1], np.float32), np.array([np.inf, 1], np.float32))
 
 

@@ -83,7 +83,10 @@ def test_the_update_through_rllib_is_that_of_the_bare_model() -> None:
 
 
 def test_bfloat16_is_near_float32() -> None:
-    """Losses within 2 %, the update's norm within 20 %: bfloat16 has 8 bits of mantissa."""
+    """Losses within 2 %, the gradient's norm within 1 %: bfloat16 has 8 bits of mantissa.
+
+    Not the update's norm: LaProp's first step has the same norm whatever the gradient.
+    """
     results = {}
     for precision in ("float32", "bfloat16"):
         config = tiny_config(observation_space=MIXED, training={"precision": precision})
@@ -100,7 +103,7 @@ def test_bfloat16_is_near_float32() -> None:
     for key in losses:
         assert half[key] == pytest.approx(full[key], rel=0.02, abs=0.01), key
     assert half["loss_camera"] != full["loss_camera"]
-    assert half["update_norm"] == pytest.approx(full["update_norm"], rel=0.2)
+    assert half["grad_norm"] == pytest.approx(full["grad_norm"], rel=0.01)
 
 
 def everything(algo: DreamerTorch) -> dict[str, Any]:

@@ -224,7 +224,7 @@ def test_training_log(computed: Computed, update: int, note_error: Note) -> None
         "opt/param_rms": trained.square().mean().sqrt(),
         "opt/update_rms": torch.cat(moved).square().mean().sqrt(),
         "opt/param_count": torch.tensor(float(trained.numel())),
-        "opt/updates": torch.tensor(update),
+        "opt/updates": torch.tensor(result.steps),
     } | {f"loss/{k}": result.losses[LOSS_NAMES.get(k, k)].mean() for k in loss_names(golden)}
     for key in keys_of(golden, rf"train{update}/.+"):
         theirs = golden.tensor(key)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -63,8 +64,25 @@ def test_auto_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     assert set_threads(num_learners=16) == 1
 
 
-def test_available_cpus_is_positive() -> None:
-    assert hardware.available_cpus() >= 1
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("max 100000\n", 8),
+        ("350000 100000\n", 3),
+        ("50000 100000\n", 1),
+        ("1600000 100000\n", 8),
+        (None, 8),
+    ],
+)
+def test_available_cpus_are_those_of_the_affinity_and_of_the_quota(
+    text: str | None, expected: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quota = tmp_path / "cpu.max"
+    if text is not None:
+        quota.write_text(text)
+    monkeypatch.setattr(hardware, "CPU_QUOTA", quota)
+    monkeypatch.setattr(hardware.os, "sched_getaffinity", lambda pid: set(range(8)), raising=False)
+    assert hardware.available_cpus() == expected
 
 
 def test_denormal_numbers_are_flushed() -> None:

@@ -17,7 +17,7 @@ from rllib_dreamer.model.sizes import ActionSpec, LossConfig, ObsSpec, model_con
 KINDS = {
     "linear": lambda: nets.Linear(700, 500),
     "block_linear": lambda: nets.BlockLinear(2400, 960, 8),
-    "conv": lambda: nets.Conv(48, 96, 5),
+    "conv": lambda: nets.Conv(48, 96),
 }
 
 
@@ -63,7 +63,7 @@ def test_block_k_maps_slice_k() -> None:
 
 
 def test_conv_is_the_official_one(units: dict[str, Tensor]) -> None:
-    layer = nets.Conv(3, 6, 5)
+    layer = nets.Conv(3, 6)
     load_(layer, units["conv/param/kernel"].permute(3, 2, 0, 1), units["conv/param/bias"])
     ours = layer(units["conv/in"].permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
     close(ours, units["conv/out"])

@@ -232,8 +232,10 @@ def test_image_loss_is_the_sum_of_squared_errors_of_pixels() -> None:
 def test_total_loss_weighs_means_and_checks_names() -> None:
     losses = {"a": torch.tensor([1.0, 3.0]), "b": torch.tensor([[5.0]])}
     assert ops.total_loss(losses, {"a": 0.5, "b": 2.0}).item() == 11.0
-    with pytest.raises(AssertionError, match="b"):
+    with pytest.raises(ValueError, match=r"losses without a scale: \['b'\], .*`images`"):
         ops.total_loss(losses, {"a": 0.5})
+    with pytest.raises(ValueError, match=r"scales without a loss: \['c'\]"):
+        ops.total_loss(losses, {"a": 0.5, "b": 2.0, "c": 1.0})
 
 
 def test_concat() -> None:

@@ -324,6 +324,15 @@ print(policy.act(dict(np.load(sys.argv[2])))["arm"].tolist())
         with pytest.raises(ValueError, match="holds no whole exported policy"):
             DreamerPolicy.load(tmp_path)
 
+    def test_reads_an_older_file_with_the_size_of_the_kernels(
+        self, policy: DreamerPolicy, tmp_path: Path
+    ) -> None:
+        policy.export(tmp_path, formats=())
+        path = tmp_path / export.DESCRIPTION
+        found = json.loads(path.read_text())
+        path.write_text(json.dumps({**found, "model": {**found["model"], "kernel": 5}}))
+        assert DreamerPolicy.load(tmp_path).agent.world.config == policy.agent.world.config
+
     def test_refuses_another_format_and_other_weights(
         self, policy: DreamerPolicy, tmp_path: Path
     ) -> None:

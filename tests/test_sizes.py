@@ -75,6 +75,8 @@ def test_widths_and_constants() -> None:
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
+        ({"bins": 254}, "bins=254 must be an odd number >= 3"),
+        ({"bins": 1}, "bins=1 must be an odd number >= 3"),
         ({"classes": 257}, "classes=257 must be from 2 to 256"),
         ({"classes": 1}, "classes=1 must be from 2 to 256"),
         ({"deter": 100}, "deter=100 must be a multiple of blocks=8"),

@@ -10,6 +10,7 @@ from golden_export import TINY, agent_and_batch
 from golden_run import gradient_norms, record
 from torch import Tensor
 
+from rllib_dreamer.model import ops
 from rllib_dreamer.model.agent import Agent
 from rllib_dreamer.model.distributions import RandomNoise
 from rllib_dreamer.model.sizes import ActionSpec
@@ -193,6 +194,18 @@ def test_cont_target_is_the_discount_or_zero(agent: Agent, batch: dict[str, Tens
     batch["is_terminal"][:, 2] = True
     loss = losses_of(agent, batch)["cont"]
     torch.testing.assert_close(loss[:, 1], torch.full_like(loss[:, 1], 30.0))
+
+
+def test_a_decoder_with_the_loss_of_an_unknown_leaf_is_refused(
+    agent: Agent, batch: dict[str, Tensor]
+) -> None:
+    losses = agent.world.decoder.losses
+    agent.world.decoder.losses = lambda outputs, obs: {
+        "sound": torch.zeros(CASE.rows * T),
+        **losses(outputs, obs),
+    }
+    with pytest.raises(ValueError, match=r"without a scale: \['sound'\].*`images` and `vectors`"):
+        ops.total_loss(agent(batch).losses, agent.scales)
 
 
 def test_free_nats_apply_to_each_step_after_summing_over_groups() -> None:

@@ -50,7 +50,8 @@ class Agent(nn.Module):
         behavior: Actor and critic.
         loss: Constants of the losses.
         dtype: Compute type of matrix products and convolutions; parameters, norms' statistics,
-            distributions and losses are float32 throughout.
+            distributions and losses are float32 throughout. With native kernels, on a CPU, the
+            recurrent filter of a training pass is float32 too.
     """
 
     LEARNING_PARTS = (

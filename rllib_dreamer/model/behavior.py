@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections.abc import Iterator, Mapping
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -33,10 +33,11 @@ class Actor(nn.Module):
         self.heads = nn.ModuleDict()
         for key, spec in self.specs.items():
             outputs = ["logits"] if spec.kind == "discrete" else ["mean", "std"]
-            self.heads[module_name(key)] = nn.ModuleDict(
+            head = nn.ModuleDict(
                 {name: nets.Linear(units, spec.width, outscale=0.01) for name in outputs}
             )
-        self.valid = {k: _valid(spec) for k, spec in self.specs.items() if spec.limits}
+            head.register_buffer("valid", _valid(spec), persistent=False)
+            self.heads[module_name(key)] = head
 
     def forward(self, feat: Tensor) -> dict[str, ActionDist]:
         """(..., F) -> a distribution for each action leaf."""
@@ -48,8 +49,8 @@ class Actor(nn.Module):
             assert isinstance(head, nn.ModuleDict)
             if spec.kind == "discrete":
                 logits = head["logits"](x).unflatten(-1, (spec.size, spec.classes))
-                valid = self.valid[key].to(x.device) if spec.limits else None
-                dists[key] = Categorical(logits, self.config.actor_unimix, valid)
+                valid = cast("Tensor | None", head.valid)
+                dists[key] = Categorical(logits, self.config.actor_unimix, valid, spec.limits)
             else:
                 dists[key] = normal(
                     head["mean"](x), head["std"](x), self.config.min_std, self.config.max_std
@@ -57,8 +58,10 @@ class Actor(nn.Module):
         return dists
 
 
-def _valid(spec: ActionSpec) -> Tensor:
-    """(n, K) True for the classes that each component has."""
+def _valid(spec: ActionSpec) -> Tensor | None:
+    """(n, K) True for the classes that each component has; None if all have all."""
+    if not spec.limits:
+        return None
     return torch.arange(spec.classes) < torch.tensor(spec.limits).unsqueeze(-1)
 
 
@@ -210,11 +213,12 @@ class Behavior(nn.Module):
             batch: The replay batch.
             noise: Source of randomness.
         """
-        start, through = State(*(x.detach() for x in start)), None
+        start, dynamics_returns = State(*(x.detach() for x in start)), None
         if self.loss.actor_grad == "dynamics":
-            trajectory, through = self.imagine_through(world, start, noise)
+            trajectory, dynamics_returns = self.imagine_through(world, start, noise)
         else:
             trajectory = self.imagine(world, start, noise)
+            torch.clear_autocast_cache()  # torch < 2.10 would reuse casts that have no gradient
         with torch.no_grad():
             reward = world.reward(trajectory.feat).mode()  # (N, H + 1)
             cont = world.cont(trajectory.feat).prob()  # (N, H + 1)
@@ -224,7 +228,8 @@ class Behavior(nn.Module):
         returns = ops.lambda_return(reward, cont, value, self.loss.lam)  # (N, H)
         scale = self.normalizer.update(self.gather(returns))
         weight = cont.cumprod(1)[:, :-1]  # (N, H)
-        advantage = ((returns if through is None else through) - value[:, :-1]) / scale
+        actor_returns = returns if dynamics_returns is None else dynamics_returns
+        advantage = (actor_returns - value[:, :-1]) / scale
         actor_loss, metrics = self._actor_loss(trajectory, advantage, weight, noise)
         critic_loss = value_dist.loss(pad_last(returns)) + (
             self.loss.slow_regularization * value_dist.loss(slow_value)

@@ -71,14 +71,14 @@ class ImageEncoder(nn.Module):
         widths = [channels, *depths]
         self.strided = config.downsample == "stride"
         self.convs = nn.ModuleList(
-            nets.Conv(a, b, config.kernel, stride=2 if self.strided else 1)
+            nets.Conv(a, b, stride=2 if self.strided else 1)
             for a, b in zip(widths[:-1], depths, strict=True)
         )
         self.norms = nn.ModuleList(nets.make_norm(d, config.norm) for d in depths)
 
     def forward(self, frames: Tensor) -> Tensor:
         """uint8 (n, h, w, C) -> (n, features), flattened as (h, w, C)."""
-        x = ops.normalize_frames(frames, torch.float32)
+        x = ops.normalize_frames(frames)
         for conv, norm in _stages(self.convs, self.norms):
             x = conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)  # (n, h, w, C'), channels-last
             x = norm.silu(x) if self.strided else norm.pool_silu(x)  # (n, h / 2, w / 2, C')
@@ -140,11 +140,9 @@ class ImageDecoder(nn.Module):
         self.stoch_out = nets.Linear(2 * config.units, size)
         self.norm = nets.make_norm(depths[-1], config.norm)
         widths = depths[::-1]
-        self.convs = nn.ModuleList(
-            nets.Conv(a, b, config.kernel) for a, b in itertools.pairwise(widths)
-        )
+        self.convs = nn.ModuleList(nets.Conv(a, b) for a, b in itertools.pairwise(widths))
         self.norms = nn.ModuleList(nets.make_norm(d, config.norm) for d in widths[1:])
-        self.out = nets.Conv(widths[-1], channels, config.kernel)
+        self.out = nets.Conv(widths[-1], channels)
 
     def forward(self, deter: Tensor, stoch: Tensor) -> Tensor:
         """(n, D), (n, S * K) -> pixels before the sigmoid, as phases (n, h / 2, w / 2, 4 * C)."""

@@ -128,10 +128,18 @@ class Categorical:
         logits: (..., n, K) of n independent components.
         unimix: Share of the uniform distribution in [0, 1).
         valid: (n, K) True where a class exists, for components with different numbers of classes.
+        limits: These numbers, on the host, given together with `valid`.
     """
 
-    def __init__(self, logits: Tensor, unimix: float = 0.0, valid: Tensor | None = None) -> None:
-        self.valid = valid
+    def __init__(
+        self,
+        logits: Tensor,
+        unimix: float = 0.0,
+        valid: Tensor | None = None,
+        limits: tuple[int, ...] = (),
+    ) -> None:
+        n, classes = logits.shape[-2:]
+        self.valid, self.limits = valid, limits or (classes,) * n
         if valid is None:
             self.log_probs = ops.unimix_log_probs(logits, unimix)
         else:
@@ -158,9 +166,7 @@ class Categorical:
 
     def max_entropy(self) -> float:
         """Entropy of the uniform distribution, for the ratio that metrics report."""
-        if self.valid is not None:
-            return float(self.valid.sum(-1).log().sum())
-        return self.log_probs.shape[-2] * math.log(self.log_probs.shape[-1])
+        return sum(math.log(count) for count in self.limits)
 
 
 class BoundedNormal:

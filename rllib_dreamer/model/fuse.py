@@ -7,10 +7,11 @@ import functools
 import logging
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
-from typing import Any, ParamSpec, TypeVar
+from typing import ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
+from torch.utils._triton import has_triton
 
 from rllib_dreamer.model import kernels
 from rllib_dreamer.model.kernels_build import find_compiler
@@ -64,15 +65,16 @@ def native(x: Tensor) -> bool:
 
 @functools.cache
 def can_compile() -> bool:
-    """Whether `torch.compile` can work here, for which it needs a C compiler; says once if not."""
+    """Whether `torch.compile` can work here: it needs a C compiler and Triton; says once if not."""
     try:
         find_compiler()
     except FileNotFoundError as error:
         logger.warning("Nothing is compiled, %s: install one (Debian: apt-get install gcc).", error)
         return False
+    if not has_triton():
+        logger.warning(
+            "Nothing is compiled, so updates take longer: Triton is not installed, or the GPU is "
+            "too old for it (compute capability below 7.0)."
+        )
+        return False
     return True
-
-
-def compile_counters() -> dict[str, Any]:
-    """How many graphs were compiled so far, for tests that nothing is traced again."""
-    return dict(torch._dynamo.utils.counters["stats"])

@@ -1,7 +1,8 @@
 /* Native twins of the elementwise chains in ops.py, for CPUs: one pass over memory, forward and
- * backward. `kernels.py` compiles this file on first use, says what each function computes and owns
- * every buffer. Arithmetic is float32 throughout; storage is float32 or bfloat16, for which the
- * second half of the file is included twice. NaN and infinities go through as in PyTorch. */
+ * backward. `kernels_build.py` compiles this file on first use; `kernels.py` and `kernels_rssm.py`
+ * say what each function computes and own every buffer. Arithmetic is float32 throughout; storage is
+ * float32 or bfloat16, for which the second half of the file is included twice. NaN and infinities
+ * go through as in PyTorch. */
 #ifndef REAL
 
 #include <math.h>
@@ -125,6 +126,11 @@ INLINE int64_t placed(int64_t r, int64_t w) {
 /* Threads that a parallel region of the calling thread may have. */
 EXPORT int64_t max_threads(void) { return MAX_THREADS; }
 
+EXPORT void normalize_frames(const uint8_t *frames, float *y, int64_t n) {
+#pragma omp parallel for simd schedule(static) if (n > ENOUGH)
+    for (int64_t i = 0; i < n; i++) y[i] = (float)frames[i] / 255.0f - 0.5f;
+}
+
 /* LaProp, see optim.py. factors: of the clipping, of the weight decay, beta1, beta2, 1 - beta2^t,
  * eps, learning rate / (1 - beta1^t). */
 EXPORT void laprop(float *param, const float *grad, float *moment, float *scale, int64_t n,
@@ -156,15 +162,15 @@ INLINE void mixed_softmax(const float *x, float *soft, float *probs, float unimi
 }
 
 /* Draws classes from logits (rows, S, K) by inverting the cumulative distribution, or takes the
- * most probable ones (noise = 0). stoch: one-hot rows with stride lds. options: unimix. */
+ * most probable ones (noise = 0). stoch: one-hot rows with stride lds. unimix: one number. */
 EXPORT void sample_forward(const float *logits, const float *noise, float *stoch, int64_t lds,
                            int64_t *index, int64_t rows, int64_t S, int64_t K,
-                           const float *options) {
+                           const float *unimix) {
 #pragma omp parallel for schedule(static) if (rows * S * K > ENOUGH)
     for (int64_t r = 0; r < rows; r++) {
         float soft[K], probs[K];
         for (int64_t s = 0; s < S; s++) {
-            mixed_softmax(logits + (r * S + s) * K, soft, probs, options[0], K);
+            mixed_softmax(logits + (r * S + s) * K, soft, probs, *unimix, K);
             float *hot = stoch + r * lds + s * K;
             int64_t chosen = 0;
             if (noise) {
@@ -181,15 +187,15 @@ EXPORT void sample_forward(const float *logits, const float *noise, float *stoch
 
 /* Straight-through: adds the gradient that reaches the logits through the probabilities. */
 EXPORT void sample_backward(const float *logits, const float *gstoch, float *glogits, int64_t rows,
-                            int64_t S, int64_t K, const float *options) {
+                            int64_t S, int64_t K, const float *unimix) {
 #pragma omp parallel for schedule(static) if (rows * S * K > ENOUGH)
     for (int64_t r = 0; r < rows * S; r++) {
         float soft[K], probs[K], mean = 0.0f;
         const float *g = gstoch + r * K;
-        mixed_softmax(logits + r * K, soft, probs, options[0], K);
+        mixed_softmax(logits + r * K, soft, probs, *unimix, K);
         for (int64_t k = 0; k < K; k++) mean += soft[k] * g[k];
         for (int64_t k = 0; k < K; k++)
-            glogits[r * K + k] += (1.0f - options[0]) * soft[k] * (g[k] - mean);
+            glogits[r * K + k] += (1.0f - *unimix) * soft[k] * (g[k] - mean);
     }
 }
 
@@ -454,11 +460,6 @@ EXPORT void NAME(gru_backward)(const REAL *gates, const float *bias, const float
             gbefore[i] = go[i] * (1.0f - update);
         }
     }
-}
-
-EXPORT void NAME(normalize_frames_forward)(const uint8_t *frames, REAL *y, int64_t n) {
-#pragma omp parallel for simd schedule(static) if (n > ENOUGH)
-    for (int64_t i = 0; i < n; i++) y[i] = STORE((float)frames[i] / 255.0f - 0.5f);
 }
 
 #endif

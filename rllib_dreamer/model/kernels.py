@@ -1,7 +1,11 @@
-"""Native CPU kernels: twins of functions of `ops`, with their backward passes written out.
+"""Native CPU kernels, with their backward passes written out.
 
-Every function here has the name, the arguments and, up to rounding, the results of the function in
-`ops` that it stands for; `fuse` decides which of the two runs.
+In this order:
+
+- whether there are kernels, what they accept and how they are called, here and in `kernels_rssm`
+- twins of functions of `ops`: the same name, arguments and, up to rounding, results; `fuse` decides
+  which of the two runs
+- parts of `world_model.NativeTwoHot` and of `optim.LaProp`, which call them by themselves
 """
 
 from __future__ import annotations
@@ -160,6 +164,15 @@ def image_loss(phases: Tensor, target: Tensor) -> Tensor:
     return _ImageLoss.apply(phases, target)
 
 
+def normalize_frames(frames: Tensor) -> Tensor:
+    """See `ops.normalize_frames`."""
+    assert frames.dtype == torch.uint8, frames.dtype
+    frames = frames.contiguous()
+    y = torch.empty_like(frames, dtype=torch.float32)
+    call("normalize_frames", None, frames, y, frames.numel())
+    return y
+
+
 class _TwoHotLoss(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -215,12 +228,3 @@ def laprop(
     """
     options = torch.tensor(factors, dtype=torch.float32)
     call("laprop", None, param, grad, moment, scale, param.numel(), options)
-
-
-def normalize_frames(frames: Tensor, dtype: torch.dtype) -> Tensor:
-    """See `ops.normalize_frames`."""
-    assert frames.dtype == torch.uint8, frames.dtype
-    frames = frames.contiguous()
-    y = torch.empty_like(frames, dtype=dtype)
-    call("normalize_frames_forward", dtype, frames, y, frames.numel())
-    return y

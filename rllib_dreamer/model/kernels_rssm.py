@@ -103,12 +103,20 @@ def norm_silu_gradient(
 
 
 def sample_into(
-    logits: Tensor, noise: Tensor | None, stoch: Tensor, index: Tensor, options: Tensor
+    logits: Tensor, noise: Tensor | None, stoch: Tensor, index: Tensor, unimix: Tensor
 ) -> None:
-    """Samples (n, S * K) one-hot rows and (n, S) classes; options holds the uniform mix."""
+    """Samples (n, S * K) one-hot rows and (n, S) classes; unimix (1,)."""
     n, groups = index.shape
     sizes = (n, groups, logits.shape[1] // groups)
-    call("sample_forward", None, logits, noise, stoch, stoch.stride(0), index, *sizes, options)
+    call("sample_forward", None, logits, noise, stoch, stoch.stride(0), index, *sizes, unimix)
+
+
+def add_sample_gradient(
+    logits: Tensor, grad: Tensor, out: Tensor, groups: int, unimix: Tensor
+) -> None:
+    """Adds to `out` what the gradient of the sample (n, S * K) gives the logits (n, S * K)."""
+    n, width = grad.shape
+    call("sample_backward", None, logits, grad, out, n, groups, width // groups, unimix)
 
 
 def add_block_products(out: Tensor, x: Tensor, weight: Tensor, beta: int = 1) -> None:
@@ -120,13 +128,17 @@ def add_block_products(out: Tensor, x: Tensor, weight: Tensor, beta: int = 1) ->
 
 
 def cell_into(
-    weights: CellWeights, buffers: CellBuffers, inputs: tuple[Tensor, Tensor, Tensor], out: Tensor
+    weights: CellWeights,
+    buffers: CellBuffers,
+    deter: Tensor,
+    stoch: Tensor,
+    action: Tensor,
+    out: Tensor,
 ) -> None:
     """One step of the block GRU, from deter (n, D), stoch (n, S * K), action (n, U) to out (n, D).
 
     States are float32; products are of the weights' type.
     """
-    deter, stoch, action = inputs
     w, b = weights, buffers
     n, units = b.deter_in.shape
     x = deter.to(w.deter.dtype)
@@ -145,11 +157,26 @@ def cell_into(
     call("gru_forward", b.gates.dtype, b.gates, w.gates_bias, deter, *strides, *sizes)
 
 
+class _Inputs(NamedTuple):
+    """What `observe` computes from."""
+
+    scan: Scan
+    cell: CellWeights
+    post: PosteriorWeights
+
+    @classmethod
+    def unpack(cls, args: tuple[Any, ...]) -> _Inputs:
+        """From the fields of all three, one after the other."""
+        scan, cell = len(Scan._fields), len(CellWeights._fields)
+        weights = CellWeights(*args[scan : scan + cell])
+        return cls(Scan(*args[:scan]), weights, PosteriorWeights(*args[scan + cell :]))
+
+
 class _Kept(NamedTuple):
     """What the forward pass leaves for the backward pass, (T, B, ...).
 
     deter_in, stoch_in: the states that each step began with. before, after: the posterior's hidden
-    layer before and after its norm. options: the uniform mix.
+    layer before and after its norm.
     """
 
     deter_in: Tensor
@@ -159,7 +186,14 @@ class _Kept(NamedTuple):
     logits: Tensor
     before: Tensor
     after: Tensor
-    options: Tensor
+
+
+class _ResultGradients(NamedTuple):
+    """Gradients (T, B, ...) of the results of `observe`."""
+
+    deter: Tensor
+    stoch: Tensor
+    logits: Tensor
 
 
 class _Through(NamedTuple):
@@ -188,13 +222,13 @@ class _Observe(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, unimix: float, groups: int, *args: Tensor | None) -> tuple[Tensor, ...]:
-        scan, cell, post = _unpack(args)
-        steps, rows, _ = scan.action.shape
-        buffers = CellBuffers.empty((steps, rows), cell, torch.float32)
+        inputs = _Inputs.unpack(args)
+        steps, rows, _ = inputs.scan.action.shape
+        buffers = CellBuffers.empty((steps, rows), inputs.cell, torch.float32)
         index = torch.empty(steps, rows, groups, dtype=torch.int64)
-        kept = _observe(scan, cell, post, buffers, index, torch.tensor([unimix]))
+        ctx.groups, ctx.unimix = groups, torch.tensor([unimix])
+        kept = _observe(inputs, buffers, index, ctx.unimix)
         ctx.save_for_backward(*args, *buffers, *kept)
-        ctx.groups = groups
         ctx.mark_non_differentiable(index)
         return kept.deter, kept.stoch, kept.logits, index
 
@@ -206,31 +240,20 @@ class _Observe(torch.autograd.Function):
         saved = ctx.saved_tensors
         split = len(saved) - len(_Kept._fields)
         kept = _Kept(*saved[split:])
-        inputs = split - len(CellBuffers._fields)
-        buffers = CellBuffers(*saved[inputs:split])
-        scan, cell, post = _unpack(saved[:inputs])
-        results = kept, gdeter.contiguous(), gstoch.contiguous(), glogits.contiguous()
-        through, scales = _backward_through_time(scan, cell, post, buffers, results, ctx.groups)
-        weights = _weight_gradients(cell, buffers, kept, through, scales)
-        action = through.units[..., 2 * cell.deter.shape[0] :]
+        start = split - len(CellBuffers._fields)
+        inputs, buffers = _Inputs.unpack(saved[:start]), CellBuffers(*saved[start:split])
+        grads = _ResultGradients(gdeter.contiguous(), gstoch.contiguous(), glogits.contiguous())
+        through, scales = _backward_through_time(
+            inputs, buffers, kept, grads, ctx.groups, ctx.unimix
+        )
+        weights = _weight_gradients(inputs.cell, buffers, kept, through, scales)
+        action = through.units[..., 2 * inputs.cell.deter.shape[0] :]
         return None, None, None, action, through.before, None, None, None, *weights
 
 
-def _unpack(args: tuple[Any, ...]) -> tuple[Scan, CellWeights, PosteriorWeights]:
-    scan, cell = len(Scan._fields), len(CellWeights._fields)
-    weights = CellWeights(*args[scan : scan + cell])
-    return Scan(*args[:scan]), weights, PosteriorWeights(*args[scan + cell :])
-
-
-def _observe(
-    scan: Scan,
-    cell: CellWeights,
-    post: PosteriorWeights,
-    buffers: CellBuffers,
-    index: Tensor,
-    options: Tensor,
-) -> _Kept:
+def _observe(inputs: _Inputs, buffers: CellBuffers, index: Tensor, unimix: Tensor) -> _Kept:
     """The loop over time; fills the buffers and the classes (T, B, S)."""
+    scan, cell, post = inputs
     steps, rows, units = scan.action.shape
     deter_in, deter = (torch.empty(steps, *scan.deter.shape) for _ in range(2))
     stoch_in, stoch, logits = (torch.empty(steps, *scan.stoch.shape) for _ in range(3))
@@ -239,38 +262,38 @@ def _observe(
     for t in range(steps):
         torch.mul(state[0], scan.keep[t], out=deter_in[t])
         torch.mul(state[1], scan.keep[t], out=stoch_in[t])
-        cell_into(cell, buffers.step(t), (deter_in[t], stoch_in[t], scan.action[t]), deter[t])
+        cell_into(cell, buffers.step(t), deter_in[t], stoch_in[t], scan.action[t], deter[t])
         torch.addmm(scan.tokens[t], deter[t], post.deter.T, out=before[t])
         norm_silu_into(before[t], post.scale, after[t])
         torch.addmm(post.out_bias, after[t], post.out.T, out=logits[t])
         noise = None if scan.noise is None else scan.noise[t]
-        sample_into(logits[t], noise, stoch[t], index[t], options)
+        sample_into(logits[t], noise, stoch[t], index[t], unimix)
         state = deter[t], stoch[t]
-    return _Kept(deter_in, stoch_in, deter, stoch, logits, before, after, options)
+    return _Kept(deter_in, stoch_in, deter, stoch, logits, before, after)
 
 
 def _backward_through_time(
-    scan: Scan,
-    cell: CellWeights,
-    post: PosteriorWeights,
+    inputs: _Inputs,
     buffers: CellBuffers,
-    results: tuple[_Kept, Tensor, Tensor, Tensor],
+    kept: _Kept,
+    grads: _ResultGradients,
     groups: int,
+    unimix: Tensor,
 ) -> tuple[_Through, _Scales]:
     """Carries the gradients of the states back through all steps.
 
     Args:
-        scan: The inputs.
-        cell: Weights of the cell.
-        post: Weights of the posterior.
+        inputs: What the forward pass computed from.
         buffers: Intermediate results of the cell.
-        results: The other results, and the gradients of deter, stoch and logits (T, B, ...).
+        kept: The other results.
+        grads: Gradients of the results.
         groups: S.
+        unimix: (1,).
     """
-    kept, gdeter, gstoch, glogits = results
+    scan, cell, post = inputs
     units = cell.deter.shape[0]
     through = _Through(
-        glogits.clone(),
+        grads.logits.clone(),
         *map(torch.empty_like, (kept.before, buffers.gates, buffers.hidden, buffers.units)),
         *map(torch.empty_like, (buffers.deter_in, buffers.stoch_in)),
     )
@@ -280,8 +303,10 @@ def _backward_through_time(
     own, gates = cell.own.transpose(1, 2), cell.gates.transpose(1, 2)
     for t in reversed(range(scan.action.shape[0])):
         g, b = _Through(*(x[t] for x in through)), buffers.step(t)
-        _posterior_gradient(post, kept, g, gstoch[t] + carry_stoch, (t, groups, scales.after))
-        carry_deter += gdeter[t]
+        gstoch = grads.stoch[t] + carry_stoch
+        add_sample_gradient(kept.logits[t], gstoch, g.logits, groups, unimix)
+        norm_silu_gradient(kept.before[t], post.scale, g.logits @ post.out, g.before, scales.after)
+        carry_deter += grads.deter[t]
         carry_deter.addmm_(g.before, post.deter)
         carry_deter = _gru_gradient(cell, b.gates, kept.deter_in[t], carry_deter, g.gates)
         gstate = torch.empty_like(b.state)
@@ -300,21 +325,6 @@ def _backward_through_time(
     return through, scales
 
 
-def _posterior_gradient(
-    post: PosteriorWeights,
-    kept: _Kept,
-    g: _Through,
-    gstoch: Tensor,
-    place: tuple[int, int, Tensor],
-) -> None:
-    """From the sample (B, S * K) to the posterior's hidden layer; place: t, S, the scale's sums."""
-    t, groups, partial = place
-    n, width = gstoch.shape
-    sizes = (n, groups, width // groups)
-    call("sample_backward", None, kept.logits[t], gstoch, g.logits, *sizes, kept.options)
-    norm_silu_gradient(kept.before[t], post.scale, g.logits @ post.out, g.before, partial)
-
-
 def _gru_gradient(
     cell: CellWeights, gates: Tensor, deter: Tensor, grad: Tensor, ggates: Tensor
 ) -> Tensor:
@@ -330,7 +340,7 @@ def _weight_gradients(
 ) -> tuple[Tensor, ...]:
     """Gradients of the fields of `CellWeights` and `PosteriorWeights`, each in one product."""
     b = CellBuffers(*(x.flatten(0, 1) for x in buffers))
-    k = _Kept(*(x.flatten(0, 1) if x.ndim > 1 else x for x in kept))
+    k = _Kept(*(x.flatten(0, 1) for x in kept))
     g = _Through(*(x.flatten(0, 1) for x in through))
     blocks = cell.own.shape[0]
     after, state, deter, stoch = (x.sum(0).float() for x in scales)

@@ -145,12 +145,12 @@ class MLP(nn.Sequential):
 
 
 class Conv(nn.Conv2d):
-    """SAME convolution of stride 1 or 2 with the official initialisation."""
+    """5x5 SAME convolution of stride 1 or 2 with the official initialisation."""
 
     bias: Tensor
 
-    def __init__(self, in_channels: int, out_channels: int, kernel: int, stride: int = 1) -> None:
-        super().__init__(in_channels, out_channels, kernel, stride, padding=kernel // 2)
+    def __init__(self, in_channels: int, out_channels: int, stride: int = 1) -> None:
+        super().__init__(in_channels, out_channels, ops.KERNEL, stride, padding=ops.KERNEL // 2)
 
     def reset_parameters(self) -> None:
         """Draws the kernel, zeroes the bias."""

@@ -13,6 +13,8 @@ from rllib_dreamer.model.fuse import fused
 # Standard deviation of a unit normal truncated to [-2, 2] is 0.87962566; dividing by it restores 1.
 TRUNC_NORMAL_SCALE = 1.1368
 
+KERNEL = 5  # side of every convolution's kernel, `upsample_conv` folds no other
+
 Gather = Callable[[Tensor], Tensor]
 
 
@@ -73,9 +75,9 @@ def image_loss(phases: Tensor, target: Tensor) -> Tensor:
 
 
 @fused
-def normalize_frames(frames: Tensor, dtype: torch.dtype) -> Tensor:
+def normalize_frames(frames: Tensor) -> Tensor:
     """uint8 in 0..255 -> x / 255 - 0.5."""
-    return (frames / 255.0 - 0.5).to(dtype)
+    return frames / 255.0 - 0.5
 
 
 def place_phases(x: Tensor) -> Tensor:
@@ -220,7 +222,7 @@ def _fold_matrix(device: torch.device) -> Tensor:
 
     Made on the device each time: a copy from the host would make it wait, in every update.
     """
-    phase, small, tap = (torch.arange(n, device=device) for n in (2, 3, 5))
+    phase, small, tap = (torch.arange(n, device=device) for n in (2, 3, KERNEL))
     pixel = (phase.unsqueeze(-1) + tap - 2) // 2 + 1  # (2, 5)
     return pixel.unsqueeze(1) == small.unsqueeze(-1)  # (2, 3, 5)
 
@@ -239,9 +241,14 @@ def total_loss(losses: dict[str, Tensor], scales: dict[str, float]) -> Tensor:
     """Sum over the terms of scale * mean(loss). The one place where losses are weighed.
 
     Raises:
-        AssertionError: If the terms and the scales do not have the same names.
+        ValueError: If the terms and the scales do not have the same names.
     """
-    assert losses.keys() == scales.keys(), sorted(losses.keys() ^ scales.keys())
+    if losses.keys() != scales.keys():
+        raise ValueError(
+            f"losses without a scale: {sorted(losses.keys() - scales.keys())}, scales without a "
+            f"loss: {sorted(scales.keys() - losses.keys())}. A decoder gives a loss for each leaf "
+            "in its `images` and `vectors`, and for no other."
+        )
     return torch.stack([losses[name].float().mean() * scales[name] for name in losses]).sum()
 
 

@@ -230,13 +230,15 @@ class RSSM(nn.Module):
         weights, deter = self.cell_weights(dtype), self.config.deter
         buffers = CellBuffers.empty((n,), weights, dtype)
         index = torch.empty(n, self.config.stoch, dtype=torch.int64)
-        options = torch.tensor([self.config.unimix])
+        unimix = torch.tensor([self.config.unimix])
 
         def step(feat: Tensor, action: Tensor, uniform: Tensor | None, out: Tensor) -> None:
-            inputs = feat[:, :deter], feat[:, deter:], self.embed_action(action)
-            kernels_rssm.cell_into(weights, buffers, inputs, out[:, :deter])
+            embedded = self.embed_action(action)
+            kernels_rssm.cell_into(
+                weights, buffers, feat[:, :deter], feat[:, deter:], embedded, out[:, :deter]
+            )
             logits = self.prior_out(self.prior(out[:, :deter])).float()
-            kernels_rssm.sample_into(logits, uniform, out[:, deter:], index, options)
+            kernels_rssm.sample_into(logits, uniform, out[:, deter:], index, unimix)
 
         return step
 

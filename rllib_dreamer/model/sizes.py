@@ -94,7 +94,8 @@ class ModelConfig:
     DreamerV3 of `tuned_examples/walker_classic.py`.
 
     Raises:
-        ValueError: If one of those fields has a value that does not exist, or widths do not fit.
+        ValueError: If one of those fields has a value that does not exist, widths do not fit, or
+            the number of bins is even.
     """
 
     deter: int
@@ -105,7 +106,6 @@ class ModelConfig:
     stoch: int = 32
     blocks: int = 8
     mults: tuple[int, ...] = (2, 3, 4, 4)
-    kernel: int = 5
     encoder_layers: int = 3
     decoder_layers: int = 3
     prior_layers: int = 2
@@ -132,13 +132,17 @@ class ModelConfig:
     critic_units: int = 0
 
     def __post_init__(self) -> None:
-        """Checks the named variants and the widths."""
+        """Checks the named variants, the widths and the bins."""
         _check_choices(self)
         for name in _COUNTS:
             if getattr(self, name) < 0:
                 raise ValueError(
                     f"{name}={getattr(self, name)} must be a width >= 1, or 0 for the default."
                 )
+        if self.bins < 3 or self.bins % 2 == 0:
+            raise ValueError(
+                f"bins={self.bins} must be an odd number >= 3: the bins are symmetric about a zero."
+            )
         if not 2 <= self.classes <= 256:
             raise ValueError(
                 f"classes={self.classes} must be from 2 to 256: the replay keeps a class in a byte."

@@ -135,8 +135,10 @@ class WorldModel(nn.Module):
 
     Args:
         encoder: Maps observation leaves (n, ...) to tokens (n, E) and has this width as `embed`.
-        decoder: Module with `forward(deter, stoch)` and `losses(outputs, obs)`; None learns without
-            reconstruction.
+        decoder: Module that reconstructs the observation leaves in its `images` and `vectors`, from
+            latents (n, D), (n, S * K) by `forward(deter, stoch)`; `losses(outputs, obs)` gives a
+            loss (n,) for each of these leaves, and `predictions(outputs)`, needed for films and
+            reconstruction metrics only, the leaves themselves. None learns without reconstruction.
         actions: Specs of the action leaves.
         config: Architecture.
     """

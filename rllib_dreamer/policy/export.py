@@ -102,10 +102,11 @@ def read_export(folder: Path) -> PolicyParts:
 
 def _build(found: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> PolicyParts:
     """Puts a policy together from its description and its weights."""
+    model = {k: x for k, x in found["model"].items() if k != "kernel"}  # older files: always 5
     agent = build_agent(
         {key: ObsSpec(**_tuples(spec)) for key, spec in found["observations"].items()},
         {key: ActionSpec(**_tuples(spec)) for key, spec in found["actions"].items()},
-        ModelConfig(**_tuples(found["model"])),
+        ModelConfig(**_tuples(model)),
         LossConfig(**_tuples(found["loss"])),
     )
     agent.load_state_dict(tensors)
