@@ -11,29 +11,17 @@ from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 from ray.rllib.utils.schedules.scheduler import Scheduler
 
 from rllib_dreamer.dreamer_catalog import DreamerCatalog
-from rllib_dreamer.dreamer_env_runner import DreamerEnvRunner
+from rllib_dreamer.dreamer_env_runner import DreamerEnvRunner, RecordingEnvRunner
 from rllib_dreamer.dreamer_torch_rl_module import DreamerTorchRLModule
 from rllib_dreamer.envs import validate_env
-from rllib_dreamer.learner_scaling import Scaled, scale_config
+from rllib_dreamer.learner_scaling import PARTS, Scaled, scale_config
 from rllib_dreamer.model.sizes import LossConfig, model_config
-from rllib_dreamer.setting_ranges import RANGES, is_number
+from rllib_dreamer.setting_ranges import RANGES, UNUSED, WITHOUT_EFFECT, is_number
 
 if TYPE_CHECKING:
     from rllib_dreamer.dreamer_torch_learner import DreamerTorchLearner
 
 logger = logging.getLogger(__name__)
-
-PARTS = ("world_model", "actor", "critic")
-"""The parts of the agent that may have their own learning rates."""
-
-# Settings of RLlib's DreamerV3Config that mean nothing here, and why.
-_WITHOUT_EFFECT = {
-    "world_model_grad_clip_by_global_norm": "gradients are clipped adaptively, see agc",
-    "actor_grad_clip_by_global_norm": "gradients are clipped adaptively, see agc",
-    "critic_grad_clip_by_global_norm": "gradients are clipped adaptively, see agc",
-    "intrinsic_rewards_scale": "there are no intrinsic rewards",
-    "gc_frequency_train_steps": "nothing needs collecting by hand",
-}
 
 
 class _PartRate:
@@ -243,9 +231,9 @@ class DreamerConfig(AlgorithmConfig):
             settings["replay_capacity"] = int(buffer_config["capacity"])
         if kwargs.pop("use_curiosity", False):
             raise ValueError("use_curiosity=True is not available: leave it out.")
-        for name in _WITHOUT_EFFECT.keys() & kwargs.keys():
+        for name in WITHOUT_EFFECT.keys() & kwargs.keys():
             kwargs.pop(name)
-            logger.warning("%s has no effect: %s.", name, _WITHOUT_EFFECT[name])
+            logger.warning("%s has no effect: %s.", name, WITHOUT_EFFECT[name])
         super().training(**kwargs)
         for name, value in settings.items():
             if value is not NotProvided:
@@ -300,12 +288,15 @@ class DreamerConfig(AlgorithmConfig):
         """
         super().validate()
         validate_env(self.env, self.env_config)
-        if self.output and self.env_runner_cls is DreamerEnvRunner:
-            self.env_runner_cls = None  # RLlib then takes its runner that records episodes
+        if self.env_runner_cls in (DreamerEnvRunner, RecordingEnvRunner):
+            self.env_runner_cls = RecordingEnvRunner if self.output else DreamerEnvRunner
         model_config(self.model_size)
+        for name, (allowed, instead) in UNUSED.items():
+            if (given := getattr(self, name)) != allowed:
+                self._value_error(f"`{name.removeprefix('_')}`={given!r} is not used: {instead}.")
         for name, (allowed, holds) in RANGES.items():
-            if not holds(getattr(self, name)):
-                self._value_error(f"`{name}`={getattr(self, name)!r} must be {allowed}.")
+            if not holds(given := getattr(self, name)):
+                self._value_error(f"`{name}`={given!r} must be {allowed}.")
         self._validate_learning_rates()
         self._validate_loss_scales()
         self._validate_batches()
@@ -313,11 +304,6 @@ class DreamerConfig(AlgorithmConfig):
 
     def _validate_batches(self) -> None:
         """Checks batches against the replay and the learners."""
-        if self.train_batch_size is not None:
-            self._value_error(
-                f"`train_batch_size`={self.train_batch_size} is not used: set `batch_size_B` and "
-                "`batch_length_T` instead."
-            )
         if self.replay_capacity < self.batch_size_B * self.batch_length_T:
             self._value_error(
                 f"`replay_capacity`={self.replay_capacity} is smaller than one batch of "
@@ -410,11 +396,19 @@ class DreamerConfig(AlgorithmConfig):
         }
 
     def get_evaluation_config_object(self) -> AlgorithmConfig | None:
-        """RLlib's config of the evaluation runners, which film an episode if films are wanted."""
+        """RLlib's config of the evaluation runners.
+
+        They act greedily unless `evaluation_config` has its own `explore`, and film an episode if
+        films are wanted.
+        """
         from rllib_dreamer.evaluation.recorder import EpisodeRecorder
 
         config = super().get_evaluation_config_object()
-        if config is not None and self.video_interval_s is not None:
+        if config is None:
+            return None
+        if "explore" not in (self.evaluation_config or {}):
+            config.explore = False
+        if self.video_interval_s is not None:
             given = config.callbacks_class
             others = list(given) if isinstance(given, (list, tuple)) else [given]
             config.callbacks_class = [*others, EpisodeRecorder]

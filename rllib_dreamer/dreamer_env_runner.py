@@ -10,6 +10,7 @@ import gymnasium as gym
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.callbacks.callbacks import RLlibCallback
 from ray.rllib.env.single_agent_env_runner import SingleAgentEnvRunner
+from ray.rllib.offline.offline_env_runner import OfflineSingleAgentEnvRunner
 
 from rllib_dreamer.envs import checked_creator
 
@@ -115,3 +116,22 @@ class DreamerEnvRunner(SingleAgentEnvRunner):
                 process.terminate()
                 process.join()
             vector.closed = True
+
+
+class RecordingEnvRunner(DreamerEnvRunner, OfflineSingleAgentEnvRunner):
+    """Also writes what it samples to `config.output`, as RLlib's runner for that does.
+
+    Each step once: RLlib's keeps what it has written, and writes it again with every sample.
+    """
+
+    def sample(self, **kwargs: Any) -> list[Any]:
+        """Samples and writes."""
+        episodes = super().sample(**kwargs)
+        if not self.output_max_rows_per_file:
+            self._samples.clear()
+        return episodes
+
+    def stop(self) -> None:
+        """Writes what is left and closes the envs, which RLlib's leaves open."""
+        super().stop()
+        SingleAgentEnvRunner.stop(self)

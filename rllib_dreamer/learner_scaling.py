@@ -14,7 +14,10 @@ from typing import Any, NamedTuple
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 
 WARMUP_SHARE = 0.1
-RATES = ("lr", "world_model_lr", "actor_lr", "critic_lr")
+PARTS = ("world_model", "actor", "critic")
+"""The parts of the agent that may have their own learning rates."""
+
+RATES = ("lr", *(f"{part}_lr" for part in PARTS))
 _DIGITS = 6
 
 

@@ -1,4 +1,4 @@
-"""What each single setting of `DreamerConfig` may be."""
+"""What each single setting of `DreamerConfig` may be, and which of RLlib's mean nothing here."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ OPTIMIZERS = ("laprop", "adam")
 STORAGES = ("memory", "disk")
 
 
-def is_number(value: Any, above: float = -math.inf) -> bool:
-    """Whether the value is a finite number of at least `above`."""
+def is_number(value: Any, least: float = -math.inf) -> bool:
+    """Whether the value is a finite number of at least `least`."""
     number = isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
-    return number and math.isfinite(value) and bool(value >= above)
+    return number and math.isfinite(value) and bool(value >= least)
 
 
 def is_count(value: Any, least: int) -> bool:
@@ -35,8 +35,10 @@ RANGES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "horizon_H": ("a whole number >= 1", lambda v: is_count(v, 1)),
     "replay_capacity": ("a whole number >= 1", lambda v: is_count(v, 1)),
     "broadcast_interval": ("a whole number >= 1", lambda v: is_count(v, 1)),
+    "metrics_num_episodes_for_smoothing": ("a whole number >= 1", lambda v: is_count(v, 1)),
     "max_nonfinite_updates": ("a whole number >= 1", lambda v: is_count(v, 1)),
     "num_envs_per_env_runner": ("a whole number >= 1", lambda v: is_count(v, 1)),
+    "rollout_fragment_length": ("a whole number >= 1", lambda v: is_count(v, 1)),
     "num_env_runners": ("a whole number >= 0", lambda v: is_count(v, 0)),
     "num_learners": ("a whole number >= 0", lambda v: is_count(v, 0)),
     "warmup_updates": ("a whole number >= 0", lambda v: is_count(v, 0)),
@@ -58,3 +60,28 @@ RANGES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "learner_threads": ('"auto" or a whole number >= 1', lambda v: v == "auto" or is_count(v, 1)),
 }
 """By setting: what is allowed, in words and as a test."""
+
+UNUSED: dict[str, tuple[Any, str]] = {
+    "train_batch_size": (None, "set `batch_size_B` and `batch_length_T` instead"),
+    "_train_batch_size_per_learner": (None, "set `batch_size_B`, that of all learners, instead"),
+    "minibatch_size": (None, "every update takes a whole batch, set `batch_size_B` instead"),
+    "num_epochs": (1, "set `training_ratio` instead"),
+    "shuffle_batch_per_epoch": (False, "batches are drawn at random, leave it out"),
+    "grad_clip": (None, "set `grad_clip_norm` or `agc` instead"),
+    "_learner_connector": (
+        None,
+        "batches come from the replay, change what goes in: by `env_to_module_connector`, or in a "
+        "wrapper of the environment",
+    ),
+    "input_": ("sampler", "`DreamerTorch` learns from what its env runners sample, leave it out"),
+}
+"""RLlib's settings that mean nothing here: the one value allowed, and what to do instead."""
+
+WITHOUT_EFFECT = {
+    "world_model_grad_clip_by_global_norm": "gradients are clipped adaptively, see agc",
+    "actor_grad_clip_by_global_norm": "gradients are clipped adaptively, see agc",
+    "critic_grad_clip_by_global_norm": "gradients are clipped adaptively, see agc",
+    "intrinsic_rewards_scale": "there are no intrinsic rewards",
+    "gc_frequency_train_steps": "nothing needs collecting by hand",
+}
+"""Those of its DreamerV3Config, with why: accepted, since scripts written for that are to run."""

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 from typing import Any
 
 import pytest
@@ -20,7 +21,9 @@ REFUSED = {
     "horizon_H": (0, 2.5),
     "replay_capacity": (0, 1e6),
     "broadcast_interval": (0,),
+    "rollout_fragment_length": ("auto", 0, 1.5),
     "max_nonfinite_updates": (0,),
+    "metrics_num_episodes_for_smoothing": (0,),
     "warmup_updates": (-1,),
     "replay_prefetch": (-1,),
     "weight_decay": (-0.1,),
@@ -40,7 +43,8 @@ REFUSED = {
     ("name", "value"), [(name, value) for name, values in REFUSED.items() for value in values]
 )
 def test_a_value_out_of_range_is_refused(name: str, value: Any) -> None:
-    config = tiny_config(training={name: value})
+    config = tiny_config()
+    setattr(config, name, value)
     with pytest.raises(ValueError, match=f"`{name}`={value!r} must be"):
         config.validate()
 
@@ -55,7 +59,6 @@ def test_the_tiny_config_is_valid() -> None:
         ({"model_size": "13M"}, "model_size='13M' is not known: choose one of 1M, 12M"),
         ({"replay_capacity": 31}, "`replay_capacity`=31 is smaller than one batch of 4 x 8"),
         ({"train_critic": False}, "`train_actor`=True needs `train_critic`=True"),
-        ({"train_batch_size": 32}, "`train_batch_size`=32 is not used: set `batch_size_B`"),
         ({"loss_scales": {"recon": 1.0}}, r"`loss_scales` has unknown terms \['recon'\]"),
         ({"loss_scales": {"rec": -1.0}}, "`loss_scales` must be numbers >= 0, got"),
         ({"lr": None}, "`world_model_lr` and `lr` are both None"),
@@ -67,6 +70,34 @@ def test_settings_that_do_not_go_together_are_refused(
 ) -> None:
     config = tiny_config(training=training)
     with pytest.raises(ValueError, match=message):
+        config.validate()
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "instead"),
+    [
+        ("train_batch_size", 32, "set `batch_size_B` and `batch_length_T` instead"),
+        ("train_batch_size_per_learner", 32, "set `batch_size_B`, that of all learners"),
+        ("minibatch_size", 8, "every update takes a whole batch, set `batch_size_B`"),
+        ("num_epochs", 2, "set `training_ratio` instead"),
+        ("shuffle_batch_per_epoch", True, "batches are drawn at random"),
+        ("grad_clip", 40.0, "set `grad_clip_norm` or `agc` instead"),
+        ("learner_connector", list, "batches come from the replay"),
+    ],
+)
+def test_a_setting_that_means_nothing_here_is_refused(
+    setting: str, value: Any, instead: str
+) -> None:
+    config = tiny_config(training={setting: value})
+    with pytest.raises(
+        ValueError, match=re.escape(f"`{setting}`={value!r} is not used: {instead}")
+    ):
+        config.validate()
+
+
+def test_offline_data_is_refused() -> None:
+    config = tiny_config().offline_data(input_=["/data/episodes"])
+    with pytest.raises(ValueError, match=r"`input_`=\['/data/episodes'\] is not used: .*leave"):
         config.validate()
 
 

@@ -15,12 +15,12 @@ import numpy as np
 import pytest
 import tiny
 from gymnasium import spaces
+from pyarrow import parquet
 from ray import tune
 from ray.rllib.callbacks.callbacks import RLlibCallback
-from ray.rllib.env.single_agent_env_runner import SingleAgentEnvRunner
 from ray.rllib.env.single_agent_episode import SingleAgentEpisode
 
-from rllib_dreamer.dreamer_env_runner import DreamerEnvRunner
+from rllib_dreamer.dreamer_env_runner import DreamerEnvRunner, RecordingEnvRunner
 from rllib_dreamer.envs import checked_creator, register_env, wrappers
 from rllib_dreamer.envs.deadline import Deadline
 
@@ -227,11 +227,43 @@ def test_a_vector_env_of_ones_own_is_left_alone(runner_of: Any) -> None:
     assert not hasattr(runner_of(config).env.unwrapped, "envs")
 
 
-def test_recording_keeps_rllibs_runner() -> None:
-    config = tiny.tiny_config().offline_data(output="/tmp/episodes")
-    config.env_runners(batch_mode="complete_episodes").validate()
-    assert config.env_runner_cls is None
-    assert issubclass(DreamerEnvRunner, SingleAgentEnvRunner)
+def recorded(config: Any, folder: Any) -> Any:
+    """The config of a run that writes its steps as columns."""
+    return config.offline_data(output=str(folder), output_write_episodes=False)
+
+
+@pytest.mark.parametrize("rows", [None, 7])
+def test_recording_writes_every_step_once(tmp_path: Any, rows: int | None) -> None:
+    config = recorded(tiny.tiny_config(tiny.CountingEnv), tmp_path)
+    config.offline_data(output_max_rows_per_file=rows, output_write_remaining_data=True)
+    with tiny.built(config.env_runners(num_envs_per_env_runner=2)) as algo:
+        tiny.train_until(algo, 2)
+        steps, vector = algo._agent_steps, algo.env_runner.env.unwrapped
+        stored = algo.replay.get_state()["data"]
+    assert vector.closed
+    files = tmp_path.rglob("*.parquet")
+    rewards = [parquet.read_table(file, columns=["rewards"])["rewards"] for file in files]
+    written = np.concatenate(rewards)
+    assert len(written) == steps
+    taken = stored["reward"][~stored["is_first"]]  # the newest have not arrived yet
+    assert np.isin(taken, written.astype(np.float32)).all()
+
+
+def test_an_env_that_is_recorded_is_checked(tmp_path: Any) -> None:
+    config = recorded(config_of(tmp_path, "nan"), tmp_path / "episodes")
+    with tiny.built(config) as algo:
+        algo.train()
+        with pytest.raises(RuntimeError, match=FAULTS["nan"]):
+            algo.train()
+
+
+def test_an_evaluation_may_leave_recording_out(tmp_path: Any) -> None:
+    config = recorded(tiny.tiny_config(), tmp_path)
+    config.evaluation(evaluation_config={"output": None}).validate()
+    assert config.env_runner_cls is RecordingEnvRunner
+    evaluation = config.get_evaluation_config_object()
+    evaluation.validate()
+    assert evaluation.env_runner_cls is DreamerEnvRunner
 
 
 def test_deadline_ends_a_wait_and_nothing_else() -> None:
