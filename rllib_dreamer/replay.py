@@ -411,7 +411,8 @@ class Replay:
         if not isinstance(self._storage, DiskStorage):
             raise ValueError(
                 "saved replay kept its steps on disk, this one is in memory: set "
-                "replay_directory to that of the saved run, or start with an empty replay"
+                "replay_directory to that of the saved run, or start with an empty replay by "
+                "store_buffer_in_checkpoints=False"
             )
         serials = state["oldest_serial"] + np.arange(len(state["chunks"]), dtype=np.int64)
         there = self._storage.adopt(metadata["run"], metadata["commit"], serials)
@@ -419,5 +420,6 @@ class Replay:
         return int(gone[-1]) + 1 if len(gone) else 0
 
     def close(self) -> None:
-        """Gives the directory of a replay on disk free for another one."""
-        self._storage.close()
+        """Gives memory, or the directory of a replay on disk, free: there are no steps any more."""
+        with self._lock:
+            self._storage.close()

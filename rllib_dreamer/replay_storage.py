@@ -184,7 +184,9 @@ class StepStorage:
         return None
 
     def close(self) -> None:
-        """Lets the next replay use the same place; nothing to do in memory."""
+        """Gives up the steps; the next replay may use the same place."""
+        self.columns = {}
+        self.claim = None
 
 
 class DiskStorage(StepStorage):
@@ -343,7 +345,9 @@ class DiskStorage(StepStorage):
         return self._commits[-1]
 
     def close(self) -> None:
-        """Gives the directory free for another replay; the arrays stay readable."""
+        """Closes the files, which stay, and gives the directory free for another replay."""
+        super().close()
+        self._maps.clear()
         self._lock.release()
 
 

@@ -176,7 +176,10 @@ def test_online_queue_gives_each_window_once_and_before_any_other() -> None:
     expected = np.concatenate([np.arange(30), 10_000 + np.arange(30)])
     np.testing.assert_array_equal(np.sort(codes.ravel()), expected)
     assert replay.stats()["online"] == 0
-    assert len(np.unique(replay.sample()["index"])) > 0  # at random from here on
+    windows = {int(start) for batch in batches for start in batch["index"][:, 0]}
+    starts = {int(start) for _ in range(20) for start in replay.sample()["index"][:, 0]}
+    assert len(windows) == 12
+    assert starts - windows  # at random from here on: not the windows again
     replay.add([envs[0].run(4)])
     assert replay.stats()["online"] == 0
     replay.add([envs[0].run(1)])

@@ -6,11 +6,12 @@ import json
 import logging
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 
 import psutil
 import pytest
-from replay_episodes import make
+from replay_episodes import Env, make
 
 from rllib_dreamer.replay_memory import GB, MemoryClaim, available_memory, check_memory
 
@@ -90,3 +91,43 @@ def test_a_replay_in_memory_looks_for_others(
     with caplog.at_level(logging.WARNING):
         make()
     assert "need 1000000.0 GB more when full" in caplog.text
+
+
+def test_a_closed_replay_holds_no_steps_and_claims_no_memory() -> None:
+    replay = make()
+    replay.add([Env().run(10)])
+    storage = replay._storage
+    column, note = weakref.ref(storage.columns["reward"]), storage.claim._note
+    assert note.exists()
+    replay.close()
+    assert column() is None
+    assert not note.exists()
+
+
+MEGABYTES_LEFT = """
+import psutil, torch
+from gymnasium import spaces
+from rllib_dreamer.hardware import keep_memory, release_memory
+from rllib_dreamer.replay import Replay
+
+keep_memory()
+before = psutil.Process().memory_info().rss
+box = spaces.Box(-1, 1, (1000,))
+replay = Replay(box, box, deter=8, stoch=4, capacity=20_000, batch_size=1, batch_length=1)
+above = bytearray(2**20)  # so that the replay is not the end of the heap
+for column in replay._storage.columns.values():
+    column[:] = 1
+full = psutil.Process().memory_info().rss
+replay.close()
+release_memory()
+print((full - before) // 10**6, (psutil.Process().memory_info().rss - before) // 10**6)
+"""
+
+
+def test_the_memory_of_a_closed_replay_goes_back_to_the_system() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", MEGABYTES_LEFT], capture_output=True, text=True, check=True
+    )
+    full, left = map(int, done.stdout.split())
+    assert full > 150
+    assert left < 20
