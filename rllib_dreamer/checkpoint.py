@@ -7,12 +7,16 @@ import hashlib
 import json
 import os
 import shutil
+import tempfile
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from pyarrow.fs import FileSystem, LocalFileSystem, copy_files
+
 MANIFEST = "manifest.json"
+REPLAY_FOLDER = "replay"
 _UNFINISHED = ".unfinished"
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # of Linux
 
@@ -174,3 +178,21 @@ def verify(folder: str | Path) -> None:
 def is_complete(folder: str | Path) -> bool:
     """Whether `folder` is a checkpoint saved to its end, judged by names and sizes."""
     return not problems(folder, hashes=False)
+
+
+@contextmanager
+def on_this_machine(path: str | Path, filesystem: FileSystem | None = None) -> Iterator[Path]:
+    """Gives the folder of a checkpoint on this machine: a copy, if it lies elsewhere.
+
+    Args:
+        path: The checkpoint: a folder or a URI.
+        filesystem: Where the path is from; by default this machine, or where the URI says.
+    """
+    if filesystem is None and "://" in str(path):
+        filesystem, path = FileSystem.from_uri(str(path))
+    if filesystem is None or isinstance(filesystem, LocalFileSystem):
+        yield Path(path).absolute()
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        copy_files(str(path), folder, source_filesystem=filesystem)
+        yield Path(folder)

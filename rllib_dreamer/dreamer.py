@@ -11,16 +11,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from pyarrow.fs import LocalFileSystem
+from pyarrow.fs import FileSystem, LocalFileSystem
 from ray import cloudpickle
-from ray.exceptions import RayError
+from ray.exceptions import RayError, RayTaskError
 from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
-from ray.rllib.core import DEFAULT_MODULE_ID
+from ray.rllib.core import DEFAULT_AGENT_ID, DEFAULT_MODULE_ID
 from ray.rllib.policy.sample_batch import MultiAgentBatch, SampleBatch
 from ray.rllib.utils.metrics import (
     ENV_RUNNER_RESULTS,
-    EPISODE_LEN_MEAN,
     EPISODE_RETURN_MEAN,
     LEARN_ON_BATCH_TIMER,
     LEARNER_RESULTS,
@@ -32,9 +31,11 @@ from ray.rllib.utils.metrics import (
 )
 
 from rllib_dreamer import checkpoint
+from rllib_dreamer.checkpoint import REPLAY_FOLDER
 from rllib_dreamer.dreamer_config import DreamerConfig
 from rllib_dreamer.dreamer_torch_learner import DreamerTorchLearner
 from rllib_dreamer.envs import action_repeat
+from rllib_dreamer.episode_averages import EpisodeAverages
 from rllib_dreamer.hardware import release_memory
 from rllib_dreamer.replay import Replay
 from rllib_dreamer.replay_prefetch import Prefetcher
@@ -43,8 +44,6 @@ from rllib_dreamer.training_ratio import TrainingRatio
 
 if TYPE_CHECKING:
     from rllib_dreamer.evaluation.training_videos import TrainingVideos
-
-REPLAY_FOLDER = "replay"
 
 
 class DreamerTorch(Algorithm):
@@ -71,15 +70,16 @@ class DreamerTorch(Algorithm):
                 "`num_env_runners`=0 the error is raised here."
             ) from error
         cfg = self.config
-        self._agent_steps = self._updates = self._training_steps = 0
+        self._agent_steps = self._updates = self._replayed_steps = self._training_steps = 0
         self._weights_changed = False  # since the EnvRunners got them
         self._rate_mark = (time.monotonic(), 0, 0)
-        self._episodes: list[tuple[int, float, float]] = []
+        self._episodes = EpisodeAverages(cfg.metrics_num_episodes_for_smoothing)
         self._skipped_in_a_row = 0
         self._ratio = TrainingRatio(cfg.training_ratio, cfg.batch_size_B * cfg.batch_length_T)
         self._action_repeat = action_repeat(cfg.env, cfg.env_config)
         self._description = self._on_learners(_describe_learner)[0]
         observation_space, action_space = self.spaces[DEFAULT_MODULE_ID]
+        release_memory()  # what an earlier replay left, which else would not count as available
         self.replay = Replay(
             observation_space,
             action_space,
@@ -109,7 +109,10 @@ class DreamerTorch(Algorithm):
             raise ValueError(
                 f"replay_storage='disk' puts the replay into the folder of a Tune trial on this "
                 f"machine, but {'there is no trial' if trial is None else 'it is remote'}: set "
-                "replay_directory to a folder on a fast disk."
+                "replay_directory to a folder on a fast disk. For a checkpoint, use "
+                "DreamerTorch.from_checkpoint(path, config=config), where replay_directory is "
+                "the folder of the saved run's replay; or, to start with an empty replay, "
+                "replay_storage='memory' and store_buffer_in_checkpoints=False."
             )
         return str(Path(trial.trial_fs_path) / REPLAY_FOLDER)
 
@@ -125,11 +128,10 @@ class DreamerTorch(Algorithm):
         results = sorted(
             self.learner_group.foreach_learner(function), key=lambda r: r.actor_id or 0
         )
-        values = [r.get() for r in results]
-        for result, value in zip(results, values, strict=True):
-            if not result.ok:
-                raise _lost_learner(value)
-        return values
+        errors = [r.get() for r in results if not r.ok]
+        if errors:
+            raise _learner_error(errors) from errors[0]
+        return [r.get() for r in results]
 
     def describe(self) -> str:
         """What was built, for a person: devices, precision, sizes and the replay's memory."""
@@ -197,7 +199,8 @@ class DreamerTorch(Algorithm):
                 **self._shards(batch), timesteps={NUM_ENV_STEPS_SAMPLED_LIFETIME: self._agent_steps}
             )
         except RayError as error:
-            raise _lost_learner(error) from None
+            answers = self.learner_group.foreach_learner(lambda _: None, healthy_only=False)
+            raise _learner_error([error, *(a.get() for a in answers if not a.ok)]) from error
         self.metrics.aggregate(results, key=LEARNER_RESULTS)
         latents = self._on_learners(lambda learner: learner.take_latents())
         skipped = None in latents
@@ -206,6 +209,7 @@ class DreamerTorch(Algorithm):
             deter, stoch = (np.concatenate(parts) for parts in zip(*latents, strict=True))
             self.replay.update_latents(index[:, 1:], deter, stoch)
         self._updates += 1
+        self._replayed_steps += self.config.batch_size_B * self.config.batch_length_T
 
     def _count_skipped(self, skipped: bool) -> None:
         """Counts updates that the learners skipped, here, where the error reaches the user."""
@@ -241,12 +245,11 @@ class DreamerTorch(Algorithm):
         elapsed = max(now - then, 1e-9)
         self._rate_mark = (now, self._agent_steps, self._updates)
         stats = self.replay.stats()
-        replayed = self._updates * self.config.batch_size_B * self.config.batch_length_T
         result["dreamer"] = {
             "agent_steps": self._agent_steps,
             "env_steps": self._agent_steps * self._action_repeat,
             "updates": self._updates,
-            "actual_training_ratio": replayed / max(1, self._agent_steps),
+            "actual_training_ratio": self._replayed_steps / max(1, self._agent_steps),
             "replay_steps": int(stats["steps"]),
             "replay_gb": stats["gb"],
             "agent_steps_per_s": (self._agent_steps - agent_steps) / elapsed,
@@ -259,22 +262,13 @@ class DreamerTorch(Algorithm):
     def _average_episodes(self, results: dict[str, Any]) -> None:
         """Averages over the latest `metrics_num_episodes_for_smoothing` episodes, or a few more.
 
-        RLlib averages over those that ended in this iteration, and gives NaN if none did.
+        RLlib's are over those that ended in this iteration, and are missing before the first, while
+        Tune needs its `metric` and the columns of `progress.csv` from the first result on.
         """
-        ended = int(results.get(NUM_EPISODES, 0))
-        if ended:
-            means = results[EPISODE_RETURN_MEAN], results[EPISODE_LEN_MEAN]
-            self._episodes.append((ended, *means))
-        window = self.config.metrics_num_episodes_for_smoothing
-        while sum(count for count, *_ in self._episodes[1:]) >= window:
-            del self._episodes[0]
-        if self._episodes:
-            counts, returns, lengths = zip(*self._episodes, strict=True)
-            results[EPISODE_RETURN_MEAN] = float(np.average(returns, weights=counts))
-            results[EPISODE_LEN_MEAN] = float(np.average(lengths, weights=counts))
-        else:
-            results.pop(EPISODE_RETURN_MEAN, None)
-            results.pop(EPISODE_LEN_MEAN, None)
+        latest = self._episodes.add(int(results.get(NUM_EPISODES, 0)), results)
+        results.update(latest)
+        results["agent_episode_return_mean"] = {DEFAULT_AGENT_ID: latest[EPISODE_RETURN_MEAN]}
+        results["module_episode_return_mean"] = {DEFAULT_MODULE_ID: latest[EPISODE_RETURN_MEAN]}
 
     def save_to_path(self, path: Any = None, **kwargs: Any) -> str:
         """Saves everything, the replay included, and seals the folder with a manifest.
@@ -306,25 +300,35 @@ class DreamerTorch(Algorithm):
         construction = {"class": named, "ctor_args_and_kwargs": self.get_ctor_args_and_kwargs()}
         file.write_bytes(cloudpickle.dumps(construction))
 
-    def restore_from_path(self, path: Any, *args: Any, **kwargs: Any) -> None:
+    def restore_from_path(
+        self, path: Any, *args: Any, filesystem: FileSystem | None = None, **kwargs: Any
+    ) -> None:
         """Restores everything that the checkpoint holds, or only `component`, as RLlib has it.
+
+        With `store_buffer_in_checkpoints`=False the replay is left as it is.
+
+        Args:
+            path: A folder of this machine, or where `filesystem` or its URI say.
+            *args: Of RLlib.
+            filesystem: Where the path is from.
+            **kwargs: Of RLlib.
 
         Raises:
             ValueError: If the checkpoint is incomplete or damaged.
         """
-        if kwargs.get("component") is not None:
-            super().restore_from_path(path, *args, **kwargs)
-            return
-        folder = Path(path)
-        checkpoint.verify(folder)
-        self._sampler.drop()
-        for group in (self.env_runner_group, self.eval_env_runner_group):
-            if group is not None:
-                group.foreach_env_runner(_take_any_weights)
-        super().restore_from_path(path, *args, **kwargs)
-        if (folder / REPLAY_FOLDER).is_dir():
-            self._batches.close()
-            self.replay.load(folder / REPLAY_FOLDER)
+        whole = kwargs.get("component") is None
+        with checkpoint.on_this_machine(path, filesystem) as folder:
+            if whole:
+                checkpoint.verify(folder)
+            self._sampler.drop()
+            for group in (self.env_runner_group, self.eval_env_runner_group):
+                if group is not None:
+                    group.foreach_env_runner(_take_any_weights)
+            super().restore_from_path(folder, *args, **kwargs)
+            saved = folder / REPLAY_FOLDER
+            if whole and self.config.store_buffer_in_checkpoints and saved.is_dir():
+                self._batches.close()
+                self.replay.load(saved)
 
     def get_state(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """RLlib's state and our counters."""
@@ -332,9 +336,10 @@ class DreamerTorch(Algorithm):
         state["dreamer"] = {
             "agent_steps": self._agent_steps,
             "updates": self._updates,
+            "replayed_steps": self._replayed_steps,
             "training_steps": self._training_steps,
             "ratio": self._ratio.get_state(),
-            "episodes": list(self._episodes),
+            "episodes": self._episodes.get_state(),
         }
         return state
 
@@ -344,18 +349,24 @@ class DreamerTorch(Algorithm):
         if "dreamer" in state:
             ours = state["dreamer"]
             self._agent_steps, self._updates = ours["agent_steps"], ours["updates"]
+            steps = self._updates * self.config.batch_size_B * self.config.batch_length_T
+            self._replayed_steps = ours.get("replayed_steps", steps)  # not in old checkpoints
             self._training_steps = ours["training_steps"]
             self._ratio.set_state(ours["ratio"])
-            self._episodes = list(ours["episodes"])
+            self._episodes.set_state(ours["episodes"])
             self._rate_mark = (time.monotonic(), self._agent_steps, self._updates)
+            self._skipped_in_a_row = 0
+            if self.env_runner is not None:  # RLlib saves no count of remote ones alone
+                self.env_runner.num_env_steps_sampled_lifetime = self._agent_steps
 
     def cleanup(self) -> None:
-        """Stops our threads and RLlib's parts."""
+        """Stops our threads and RLlib's parts, and gives the replay's memory back."""
         if self._videos is not None:
             self._videos.close()
         self._batches.close()
         self.replay.close()
         super().cleanup()
+        release_memory()
 
 
 def _is_importable(cls: type) -> bool:
@@ -363,9 +374,13 @@ def _is_importable(cls: type) -> bool:
     return getattr(sys.modules.get(cls.__module__), cls.__qualname__, None) is cls
 
 
-def _lost_learner(error: BaseException) -> RuntimeError:
-    """The error of a learner's process, with what to do about it."""
-    reason = " ".join(str(error).split())[:300]
+def _learner_error(errors: list[Any]) -> RuntimeError:
+    """What to tell of the errors of remote learners: where one is lost, the others fail with it."""
+    lost = [error for error in errors if not isinstance(error, RayTaskError)]
+    if not lost:
+        cause = errors[0].cause
+        return RuntimeError(f"a learner raised {type(cause).__name__}: {cause}")
+    reason = " ".join(str(lost[0]).split())[:300]
     return RuntimeError(
         f"a learner was lost, and Ray starts no learner again: {reason}. Go on from the last "
         "checkpoint: `rllib train ... --resume`, or --max-failures N to do so by itself, or "

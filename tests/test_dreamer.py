@@ -15,10 +15,12 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import numpy as np
 import pytest
 import ray
 import torch
+from pyarrow.fs import FileSystem
 from ray import tune
 from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.core import DEFAULT_MODULE_ID
@@ -37,14 +39,17 @@ from tiny import (
     train_until,
 )
 
-import rllib_dreamer
-from rllib_dreamer import checkpoint
-from rllib_dreamer.dreamer import DreamerConfig, DreamerTorch
+from rllib_dreamer import checkpoint, dreamer
+from rllib_dreamer.dreamer import DreamerTorch
 from rllib_dreamer.dreamer_config import PARTS
+from rllib_dreamer.episode_averages import STATISTICS
+from rllib_dreamer.model.agent import Agent
 from rllib_dreamer.model.distributions import FixedNoise
+from rllib_dreamer.replay import Replay
 from rllib_dreamer.training_ratio import TrainingRatio
 
 HERE = Path(__file__).resolve().parent
+MODULE = "learner_group/learner/rl_module"
 
 
 # Results.
@@ -54,15 +59,19 @@ def test_results_and_description() -> None:
     config = tiny_config(CountingEnv, training={"training_ratio": 16})
     with built(config) as algo:
         first = algo.train()
-        assert "episode_return_mean" not in first["env_runners"]  # none has ended: no NaN either
+        assert math.isnan(first["env_runners"]["episode_return_mean"])  # none has ended
         result = train_until(algo, 5)
         text = algo.describe()
     ours = result["dreamer"]
     assert ours["env_steps"] == ours["agent_steps"] == result["num_env_steps_sampled_lifetime"]
     assert ours["actual_training_ratio"] == pytest.approx(5 * 32 / ours["agent_steps"])
     assert ours["replay_gb"] > 0
-    assert np.isfinite(result["env_runners"]["episode_return_mean"])
-    assert result["env_runners"]["episode_len_mean"] == 6
+    episodes = result["env_runners"]
+    low, mean, high = (episodes[f"episode_return_{end}"] for end in ("min", "mean", "max"))
+    assert low <= mean <= high
+    assert episodes["module_episode_return_mean"] == {"default_policy": mean}
+    assert episodes["agent_episode_return_mean"] == {"default_agent": mean}
+    assert [episodes[f"episode_len_{end}"] for end in ("min", "mean", "max")] == [6, 6, 6]
     losses = result["learners"]["default_policy"]
     for name in "vector dyn rep reward cont actor critic repval".split():
         assert f"loss_{name}" in losses
@@ -78,14 +87,18 @@ def test_results_and_description() -> None:
         assert part in text
 
 
-def test_returns_are_averaged_over_the_latest_episodes() -> None:
-    with built(tiny_config().reporting(metrics_num_episodes_for_smoothing=3)) as algo:
-        means = []
-        for ended, mean in ((2, 10.0), (0, math.nan), (1, 40.0), (1, 50.0), (3, 60.0)):
-            results = {"num_episodes": ended, "episode_return_mean": mean, "episode_len_mean": mean}
-            algo._average_episodes(results)
-            means.append(results["episode_return_mean"])
-        assert means == [10.0, 10.0, 20.0, 27.5, 60.0]
+def test_statistics_of_episodes_keep_their_values_where_none_ends() -> None:
+    """Episodes of 6 steps, one step an iteration."""
+    with built(tiny_config(CountingEnv)) as algo:
+        results = [algo.train()["env_runners"] for _ in range(14)]
+    for name in STATISTICS:
+        values = [result[name] for result in results]
+        assert np.isnan(values[:5]).all() and np.isfinite(values[5:]).all(), name
+        assert len(set(values[5:11])) == 1, name
+    returns = {result["num_episodes_lifetime"]: result["episode_return_mean"] for result in results}
+    assert results[-1]["episode_return_mean"] == returns[2] != returns[1]
+    spread = results[-1]["episode_return_max"] - results[-1]["episode_return_min"]
+    assert spread == pytest.approx(2 * abs(returns[2] - returns[1]))  # the mean is in the middle
 
 
 @pytest.mark.parametrize("context", [True, False])
@@ -123,6 +136,24 @@ def test_the_training_ratio_is_exact(ratio: float, envs: int, iterations: int) -
     with built(config.env_runners(num_envs_per_env_runner=envs)) as algo:
         count_updates(algo, iterations)
         assert algo._updates >= 3
+
+
+def test_the_actual_ratio_is_of_the_steps_that_were_replayed(tmp_path: Path) -> None:
+    """Batches of 4 x 8 steps, then of 8 x 8."""
+    with built(tiny_config()) as algo:
+        train_until(algo, 2)
+        replayed, path = 32 * algo._updates, algo.save_to_path(tmp_path / "c")
+    with built(tiny_config(training={"batch_size_B": 8})) as algo:
+        algo.restore_from_path(path)
+        assert algo._updates
+        before = algo._updates
+        result = train_until(algo, before + 2)["dreamer"]
+        replayed += 64 * (result["updates"] - before)
+        assert result["actual_training_ratio"] == pytest.approx(replayed / result["agent_steps"])
+        state = algo.get_state(components="nothing")
+        del state["dreamer"]["replayed_steps"]  # as of an earlier version
+        algo.set_state(state)
+        assert algo._replayed_steps == 64 * result["updates"]
 
 
 # Checkpoints.
@@ -171,7 +202,9 @@ def test_restoring_into_an_algorithm(saved: Any) -> None:
     config = tiny_config(CountingEnv, training={"training_ratio": 12}, length=30).debugging(seed=9)
     with built(config) as algo:
         train_until(algo, 2)
+        algo._skipped_in_a_row = 9  # one more would stop the run
         algo.restore_from_path(str(saved[0]))
+        assert algo._skipped_in_a_row == 0
         check_restored(algo, saved)
         assert_same(
             dict(algo.env_runner.module.agent.state_dict()),
@@ -196,11 +229,44 @@ def test_building_from_a_checkpoint(saved: Any) -> None:
 
 def test_restoring_one_component(saved: Any) -> None:
     """RLlib's way to take over only the weights; the part has no manifest of its own."""
-    part = "learner_group/learner/rl_module"
     with built(tiny_config(CountingEnv, length=30)) as algo:
-        algo.restore_from_path(str(saved[0] / part), component=part)
+        algo.restore_from_path(str(saved[0] / MODULE), component=MODULE)
         assert_same(parameters_of(algo), saved[1]["parameters"])
         assert algo._updates == 0
+
+
+@pytest.fixture
+def bucket(saved: Any) -> Iterator[str]:
+    """The URI of the checkpoint in a filesystem that is not of this machine's disks."""
+    memory = fsspec.filesystem("memory")
+    memory.put(str(saved[0]), "/bucket/run/checkpoint", recursive=True)
+    yield "fsspec+memory://bucket/run/checkpoint"
+    memory.rm("/bucket", recursive=True)
+
+
+def test_restoring_from_another_filesystem(saved: Any, bucket: str) -> None:
+    elsewhere, path = FileSystem.from_uri(bucket)
+    config = tiny_config(CountingEnv, training={"training_ratio": 12}, length=30)
+    with built(config) as algo:
+        for given in ({"path": bucket}, {"path": path, "filesystem": elsewhere}):
+            algo.restore_from_path(**given)
+            check_restored(algo, saved)
+            train_until(algo, 6)
+        algo.restore_from_path(f"{bucket}/{MODULE}", component=MODULE)
+        assert_same(parameters_of(algo), saved[1]["parameters"])
+        assert_acting_with(algo.env_runner_group, saved[1]["parameters"])
+        elsewhere.delete_file(f"{path}/algorithm_state.pkl")
+        with pytest.raises(ValueError, match=r"algorithm_state\.pkl is missing"):
+            algo.restore_from_path(bucket)
+
+
+def test_building_from_another_filesystem(saved: Any, bucket: str) -> None:
+    start_ray()
+    algo = DreamerTorch.from_checkpoint(bucket)
+    try:
+        check_restored(algo, saved)
+    finally:
+        algo.stop()
 
 
 FRESH = """
@@ -292,16 +358,50 @@ def assert_acting_with(group: Any, parameters: dict[str, np.ndarray]) -> None:
         assert_same(held, {name: parameters[name.removeprefix("agent.")] for name in held})
 
 
-def test_going_back_evaluates_the_old_weights(tmp_path: Path) -> None:
+@pytest.mark.parametrize("component", [None, MODULE])
+def test_going_back_evaluates_the_old_weights(tmp_path: Path, component: str | None) -> None:
     config = tiny_config(CountingEnv).evaluation(evaluation_interval=1000, evaluation_duration=1)
     with built(config) as algo:
         train_until(algo, 1)
-        path = algo.save_to_path(tmp_path / "c")
+        path, old = Path(algo.save_to_path(tmp_path / "c")), parameters_of(algo)
         train_until(algo, 3)
         algo.evaluate()
-        algo.restore_from_path(path)
+        algo.restore_from_path(path / (component or ""), component=component)
+        assert_acting_with(algo.env_runner_group, old)
         algo.evaluate()
-        assert_acting_with(algo.eval_env_runner_group, parameters_of(algo))
+        assert_acting_with(algo.eval_env_runner_group, old)
+
+
+def test_a_local_runner_draws_no_random_actions_again_after_remote_ones(tmp_path: Path) -> None:
+    config = tiny_config(training={"initial_random_steps": 20})
+    remote = config.copy(copy_frozen=False)
+    with built(remote.env_runners(num_env_runners=1, create_local_env_runner=False)) as algo:
+        while algo._agent_steps < 25:
+            algo.train()
+        path = algo.save_to_path(tmp_path / "c")
+    with built(config) as algo:
+        kinds = watch_acting(algo.env_runner.module.agent)
+        algo.train()
+        algo.restore_from_path(path)
+        algo.train()
+        assert kinds == ["random", "sampled"]
+
+
+def watch_acting(agent: Agent) -> list[str]:
+    """A list that gets what each action from now on is: "random", "greedy" or "sampled"."""
+    kinds: list[str] = []
+    dists: list[dict[str, Any]] = []
+    agent.behavior.actor.register_forward_hook(lambda module, args, out: dists.append(out))
+    act = agent.act
+
+    def watched(obs: Any, state: Any, explore: bool, random: bool = False) -> Any:
+        actions, state = act(obs, state, explore, random)
+        greedy = all(torch.equal(actions[name], d.mode()) for name, d in dists[-1].items())
+        kinds.append("random" if random else "greedy" if greedy else "sampled")
+        return actions, state
+
+    agent.act = watched  # type: ignore[method-assign]
+    return kinds
 
 
 def test_weights_are_handed_out_though_updates_and_broadcasts_never_coincide() -> None:
@@ -453,17 +553,24 @@ def test_a_resumed_run_equals_an_unbroken_one(tmp_path: Path) -> None:
 # Evaluation.
 
 
-def test_evaluation_acts_without_exploring() -> None:
+@pytest.mark.parametrize("explore", [None, False, True])
+def test_evaluation_acts_greedily_unless_it_is_told_to_explore(explore: bool | None) -> None:
+    own = {"env_config": {"length": 7}} | ({} if explore is None else {"explore": explore})
     config = tiny_config(CountingEnv).evaluation(
-        evaluation_interval=2, evaluation_duration=3, evaluation_config={"explore": False}
+        evaluation_interval=2, evaluation_duration=3, evaluation_config=own
     )
     with built(config) as algo:
         algo.train()
         steps = algo._agent_steps
+        training = watch_acting(algo.env_runner.module.agent)
+        evaluation = watch_acting(algo.eval_env_runner.module.agent)
         result = algo.train()["evaluation"]["env_runners"]
         assert result["num_episodes"] == 3
-        assert result["episode_len_mean"] == 6
+        assert result["episode_len_mean"] == 7
         assert algo._agent_steps == steps + 1  # evaluation is no training
+    assert len(evaluation) >= 3 * 7
+    assert set(evaluation) == {"sampled" if explore else "greedy"}
+    assert training == ["sampled"]
 
 
 def test_evaluation_beside_training() -> None:
@@ -530,8 +637,25 @@ def test_tune_by_name_with_a_dict_and_a_grid_after_a_restart_of_ray(tmp_path: Pa
     assert sorted(r.config["training_ratio"] for r in results) == [16, 64]
 
 
-def test_registering_again_is_harmless() -> None:
-    rllib_dreamer.register()
-    rllib_dreamer.register()
-    assert issubclass(rllib_dreamer.DreamerTorch, Algorithm)
-    assert rllib_dreamer.DreamerConfig is DreamerConfig
+# Memory.
+
+
+def test_memory_is_given_back_before_a_replay_is_reserved_and_once_it_is_closed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    events: list[str] = []
+
+    class Watched(Replay):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            events.append("reserved")
+            super().__init__(*args, **kwargs)
+
+        def close(self) -> None:
+            super().close()
+            events.append("closed")
+
+    monkeypatch.setattr(dreamer, "Replay", Watched)
+    monkeypatch.setattr(dreamer, "release_memory", lambda: events.append("released"))
+    with built(tiny_config()):
+        pass
+    assert events == ["released", "reserved", "closed", "released"]

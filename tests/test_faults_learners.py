@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from ray.exceptions import RayTaskError
 from ray.rllib.core import DEFAULT_MODULE_ID
 from tiny import CountingEnv, assert_same, built, tiny_config, train_until
 
@@ -70,6 +71,26 @@ def test_learners_skip_together_and_a_killed_one_stops_the_run(tmp_path: Path) -
         alone.train()
         assert (alone._agent_steps, alone._updates) == (steps + 1, updates + 1)
         assert alone.replay.stats()["streams"] == 1
+
+
+def add_apples(learner: Any) -> None:
+    raise TypeError("one apple\nand one pear")
+
+
+def test_an_error_of_a_learner_is_told_as_what_it_is() -> None:
+    with built(config_of(1)) as algo:
+        train_until(algo, 1)
+        batch = algo.replay.sample()
+        del batch["reward"]
+        algo._batches.next = lambda: batch  # type: ignore[method-assign]
+        with pytest.raises(RuntimeError, match=r"^a learner raised KeyError: 'reward'$") as error:
+            algo._update()
+        assert isinstance(error.value.__cause__, RayTaskError)
+    with (
+        built(config_of(1)) as algo,
+        pytest.raises(RuntimeError, match=r"^a learner raised TypeError: one apple\nand one pear$"),
+    ):
+        algo._on_learners(add_apples)
 
 
 def test_random_state_of_a_gpu_does_not_hinder_a_cpu() -> None:

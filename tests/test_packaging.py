@@ -53,14 +53,16 @@ LEAVES |= {"model.kernels", "model.kernels_build", "model.kernels_rssm"}
 # RLlib asks a config for the classes that it configures, so methods of ours name them.
 DEFERRED = {"dreamer_config": {"dreamer", "dreamer_torch_learner"}}
 KERNELS = {"model.fuse", "model.kernels", "model.kernels_build", "model.kernels_rssm"}
-LEAVES |= {"checkpoint", "hardware", "learner_scaling", "sampling", "spaces", "training_ratio"}
+LEAVES |= {"checkpoint", "episode_averages", "hardware", "learner_scaling", "sampling"}
+LEAVES |= {"spaces", "training_ratio"}
 # Modules in several files, whose parts may import one another (`replay_streams` is a part of
 # `replay`), and what else each may import.
 GROUPS = {
     "replay": {"spaces"},
     "envs": {"spaces"},
     "policy": {
-        *("checkpoint", "dreamer", "dreamer_torch_rl_module", "hardware", "spaces", ""),
+        *("checkpoint", "dreamer", "dreamer_torch_rl_module", "hardware", "registration"),
+        *("spaces", ""),
         *("model.agent", "model.codec", "model.distributions", "model.ops", "model.rssm"),
         *("model.sizes", "model.world_model"),
     },

@@ -95,6 +95,41 @@ def check_whole(batch: dict[str, np.ndarray]) -> None:
     np.testing.assert_allclose(batch["reward"][:, 1:], reward, atol=1e-5)
 
 
+def opened(checkpoint: Path, **training: Any) -> tuple[int, int]:
+    """Updates and steps of an algorithm that is built from a checkpoint, outside of Tune."""
+    config = tiny_config(CountingEnv, training=training, length=LENGTH)
+    algo = DreamerTorch.from_checkpoint(checkpoint, config=config)
+    try:
+        return algo._updates, len(algo.replay)
+    finally:
+        algo.stop()
+
+
+def test_a_checkpoint_opens_outside_of_its_trial_with_the_replay_or_without(
+    tmp_path: Path,
+) -> None:
+    start_ray()
+    config = tiny_config(CountingEnv, training={"replay_storage": "disk"}, length=LENGTH)
+    config.reporting(min_sample_timesteps_per_iteration=40)
+    run_config = RunConfig(
+        storage_path=str(tmp_path),
+        stop={"training_iteration": 1},
+        checkpoint_config=CheckpointConfig(checkpoint_at_end=True),
+        verbose=0,
+    )
+    (result,) = tune.Tuner(DreamerTorch, param_space=config, run_config=run_config).fit()
+    checkpoint, found = Path(result.checkpoint.path), result.metrics["dreamer"]
+    with pytest.raises(ValueError, match=r"there is no trial: .*from_checkpoint\(path, config="):
+        DreamerTorch.from_checkpoint(checkpoint)
+    with_replay = opened(checkpoint, replay_directory=str(Path(result.path) / "replay"))
+    assert with_replay == (found["updates"], found["replay_steps"])
+    with pytest.raises(ValueError, match=r"empty replay by store_buffer_in_checkpoints=False"):
+        opened(checkpoint)
+    without = opened(checkpoint, store_buffer_in_checkpoints=False)
+    assert without == (found["updates"], 0)
+    assert found["updates"] > 0
+
+
 def test_without_a_trial_the_folder_must_be_named(tmp_path: Path) -> None:
     config = tiny_config(training={"replay_storage": "disk"})
     with (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -112,3 +113,26 @@ def test_asha_stops_the_worse_of_trials_that_share_the_machine(tmp_path: Path) -
     assert best.config["training_ratio"] == 32
     assert best.metrics["training_iteration"] == 12
     assert min(r.metrics["training_iteration"] for r in results) < 12
+
+
+def test_asha_takes_the_mean_return_before_an_episode_has_ended(tmp_path: Path) -> None:
+    start_ray()
+    config = tiny_config(length=15).reporting(min_sample_timesteps_per_iteration=10)
+    results = tune.Tuner(
+        "DreamerTorch",
+        param_space=config,
+        tune_config=tune.TuneConfig(
+            metric="env_runners/episode_return_mean",
+            mode="max",
+            scheduler=ASHAScheduler(grace_period=1, max_t=3),
+        ),
+        run_config=tune.RunConfig(storage_path=str(tmp_path), **SETTINGS),
+    ).fit()
+    assert not results.errors, results.errors
+    best = results.get_best_result()
+    returns = best.metrics_dataframe["env_runners/episode_return_mean"].tolist()
+    assert math.isnan(returns[0])
+    assert returns[1:] == [sum(range(1, 16))] * 2
+    header, *rows = (Path(best.path) / "progress.csv").read_text().splitlines()
+    column = header.split(",").index("env_runners/episode_return_mean")
+    assert [row.split(",")[column] for row in rows] == ["nan", "120.0", "120.0"]

@@ -17,13 +17,13 @@ from typing import Any
 from rllib_dreamer import checkpoint
 from rllib_dreamer.policy.action_units import conversion_of
 from rllib_dreamer.policy.parts import PolicyParts
+from rllib_dreamer.registration import ALGORITHM_NAME
 
 DEFAULT_STORAGE = "~/ray_results"
 
 _MODULE = Path("learner_group/learner/rl_module/default_policy")
 _CONSTRUCTION = "class_and_ctor_args.pkl"
 _SCORE = "checkpoint_score"
-_ALGORITHM = "DreamerTorch"
 _NEWEST = ("best", "last")
 
 
@@ -111,7 +111,7 @@ def _algorithm(folder: Path) -> dict[str, Any]:
         _check_whole(folder)
     construction: dict[str, Any] = _load(folder, _CONSTRUCTION)
     found = construction["class"]
-    if not any(base.__name__ == _ALGORITHM for base in found.__mro__):
+    if not any(base.__name__ == ALGORITHM_NAME for base in found.__mro__):
         raise ValueError(_of_another(folder, f"is of {found.__name__}"))
     return construction
 
@@ -125,7 +125,7 @@ def _settings(construction: dict[str, Any]) -> dict[str, Any]:
 
 
 def _of_another(folder: Path, what: str) -> str:
-    return f"checkpoint {folder} {what}, not of DreamerTorch: give one that DreamerTorch saved."
+    return f"checkpoint {folder} {what}, not of {ALGORITHM_NAME}: give one that the latter saved."
 
 
 def _check_whole(folder: Path) -> None:
@@ -133,7 +133,7 @@ def _check_whole(folder: Path) -> None:
     found = [
         problem
         for problem in checkpoint.problems(folder, hashes=False)
-        if not problem.startswith("replay/")
+        if not problem.startswith(f"{checkpoint.REPLAY_FOLDER}/")
     ]
     if found:
         raise ValueError(

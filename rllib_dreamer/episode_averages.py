@@ -1,0 +1,63 @@
+"""Statistics over the latest episodes, out of those over the episodes of each iteration."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+#: RLlib's names; the end of each says what it is of the episodes: mean, least or greatest.
+STATISTICS = (
+    *("episode_return_mean", "episode_return_min", "episode_return_max"),
+    *("episode_len_mean", "episode_len_min", "episode_len_max"),
+)
+_FORMERLY_SAVED = ("episode_return_mean", "episode_len_mean")
+
+
+class EpisodeAverages:
+    """Combines the latest iterations in which episodes ended, as many as have `window` of them.
+
+    Args:
+        window: Episodes, >= 1.
+    """
+
+    def __init__(self, window: int) -> None:
+        self.window = window
+        self._iterations: list[tuple[int, dict[str, float]]] = []
+
+    def add(self, ended: int, statistics: Mapping[str, Any]) -> dict[str, float]:
+        """Takes an iteration in; returns the statistics over the latest episodes.
+
+        Args:
+            ended: Episodes that ended in it; of none the statistics are not read.
+            statistics: Those over them, among others; what is missing is left out.
+
+        Returns:
+            All of `STATISTICS`, NaN until an episode has ended.
+        """
+        if ended:
+            found = {name: float(statistics[name]) for name in STATISTICS if name in statistics}
+            self._iterations.append((ended, found))
+        while sum(count for count, _ in self._iterations[1:]) >= self.window:
+            del self._iterations[0]
+        return {name: self._combined(name) for name in STATISTICS}
+
+    def _combined(self, name: str) -> float:
+        counted = [(count, found[name]) for count, found in self._iterations if name in found]
+        if not counted:
+            return math.nan
+        if name.endswith("_mean"):
+            total = sum(count * value for count, value in counted)
+            return total / sum(count for count, _ in counted)
+        return (min if name.endswith("_min") else max)(value for _, value in counted)
+
+    def get_state(self) -> list[tuple[int, dict[str, float]]]:
+        """What `set_state` takes."""
+        return list(self._iterations)
+
+    def set_state(self, state: Sequence[tuple[Any, ...]]) -> None:
+        """Goes on from a state; earlier versions saved (count, mean return, mean length)."""
+        self._iterations = [
+            (count, dict(found[0] if len(found) == 1 else zip(_FORMERLY_SAVED, found, strict=True)))
+            for count, *found in state
+        ]
