@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import ray
 import torch
 from pyarrow.fs import FileSystem, LocalFileSystem
 from ray import cloudpickle
@@ -137,12 +138,14 @@ class DreamerTorch(Algorithm):
         """What was built, for a person: devices, precision, sizes and the replay's memory."""
         cfg, sizes = self.config, self._description
         learners = f"{max(1, cfg.num_learners)} x {sizes['device']}, {sizes['precision']}"
+        gpus = ray.cluster_resources().get("GPU", 0) if ray.is_initialized() else 0
+        hint = "; num_gpus_per_learner=1 uses a GPU" if gpus and sizes["device"] == "cpu" else ""
         where = f"{cfg.num_env_runners} remote" if cfg.num_env_runners else "1 local"
         gb = self.replay.nbytes_at_capacity / 1e9
         return "\n".join(
             [
                 f"DreamerTorch {cfg.model_size} on {cfg.env}: {sizes['parameters']:,} parameters",
-                f"learners     {learners}, {sizes['threads']} threads",
+                f"learners     {learners}, {sizes['threads']} threads{hint}",
                 f"env runners  {where} x {cfg.num_envs_per_env_runner} envs",
                 f"batch        {cfg.batch_size_B} x {cfg.batch_length_T}, training ratio "
                 f"{cfg.training_ratio:g}",

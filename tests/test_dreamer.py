@@ -87,6 +87,17 @@ def test_results_and_description() -> None:
         assert part in text
 
 
+def test_the_description_points_out_an_idle_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    with built(tiny_config()) as algo:
+        hints = []
+        for gpus in (0.0, 1.0):
+            monkeypatch.setattr(ray, "cluster_resources", lambda gpus=gpus: {"CPU": 2, "GPU": gpus})
+            hints.append("num_gpus_per_learner=1 uses a GPU" in algo.describe())
+        assert hints == [False, True]
+        algo._description["device"] = "cuda:0"
+        assert "uses a GPU" not in algo.describe()
+
+
 def test_statistics_of_episodes_keep_their_values_where_none_ends() -> None:
     """Episodes of 6 steps, one step an iteration."""
     with built(tiny_config(CountingEnv)) as algo:
