@@ -45,21 +45,21 @@ class Comparison(NamedTuple):
     target: float | None = None
 
 
+def playing(env: gym.Env) -> tuple[Step, Callable[[], Any]]:
+    """Returns a step of the env, which resets it at the end of an episode, and its close."""
+    env.reset(seed=0)
+
+    def step(action: Any) -> None:
+        _, _, terminated, truncated, _ = env.step(action)
+        if terminated or truncated:
+            env.reset()
+
+    return step, env.close
+
+
 def ours(name: str, **config: Any) -> Callable[[], tuple[Step, Callable[[], Any]]]:
-    """Returns a builder of one of our envs, which resets itself at the end of an episode."""
-
-    def build() -> tuple[Step, Callable[[], Any]]:
-        env = envs.make_env(name, config)
-        env.reset(seed=0)
-
-        def step(action: Any) -> None:
-            _, _, terminated, truncated, _ = env.step(action)
-            if terminated or truncated:
-                env.reset()
-
-        return step, env.close
-
-    return build
+    """Returns a builder of one of our envs."""
+    return lambda: playing(envs.make_env(name, config))
 
 
 def plain_dm_control() -> tuple[Step, Callable[[], Any]]:
@@ -115,15 +115,7 @@ def gymnasium_atari() -> tuple[Step, Callable[[], Any]]:
 
     gym.register_envs(ale_py)
     env = gym.make("ALE/Pong-v5", frameskip=1, repeat_action_probability=0.0)
-    env = AtariPreprocessing(env, screen_size=64, grayscale_obs=False)
-    env.reset(seed=0)
-
-    def step(action: Any) -> None:
-        _, _, terminated, truncated, _ = env.step(action)
-        if terminated or truncated:
-            env.reset()
-
-    return step, env.close
+    return playing(AtariPreprocessing(env, screen_size=64, grayscale_obs=False))
 
 
 def in_parallel(name: str, count: int, **config: Any) -> Callable[[], Any]:

@@ -32,6 +32,8 @@ from common import (
 )
 from updates import Case, Update, count_flop, matmul_ceiling
 
+from rllib_dreamer.model.cuda_graphs import WARMUP
+
 # What the project wants: time beside RLlib XS, and memory, by size, observation and compute type.
 TARGET_RATIOS = {
     ("12M", "image", "bfloat16"): 0.15,
@@ -141,6 +143,9 @@ def main(
     obs: Annotated[Observation, typer.Option(help="Observation.")] = Observation.image,
     precision: Annotated[Precision, typer.Option(help="Compute type.")] = Precision.float32,
     compile_: Annotated[bool, typer.Option("--compile/--no-compile", help="Fused forms.")] = True,
+    cuda_graphs: Annotated[
+        bool, typer.Option("--cuda-graphs/--no-cuda-graphs", help="On CUDA, as one graph.")
+    ] = False,
     threads: Annotated[int, typer.Option(help="Threads; 0 leaves it to PyTorch.")] = 0,
     device: Annotated[Device, typer.Option(help="Device.")] = Device.cpu,
     batch: Annotated[int, typer.Option(help="Rows, B.")] = 16,
@@ -151,12 +156,18 @@ def main(
     json_: Annotated[Path | None, typer.Option("--json", help="Writes the figures.")] = None,
 ) -> None:
     """Times one update."""
-    case = Case(size, obs.value, precision.value, compile_, threads, device.value, batch, length)
-    measured = measure(case, against, rounds, warmup)
+    if cuda_graphs and device is not Device.cuda:
+        raise typer.BadParameter("there are CUDA graphs with --device cuda only")
+    case = Case(
+        *(size, obs.value, precision.value, compile_, cuda_graphs),
+        *(threads, device.value, batch, length),
+    )
+    measured = measure(case, against, rounds, warmup + (WARMUP + 1 if cuda_graphs else 0))
     ours = measured["ours"].about
     title = (
         f"one update, {size} ({ours['parameters'] / 1e6:.2f} M parameters), B={batch}, T={length}, "
         f"{ours['threads']} threads, {'fused' if compile_ else 'plain'}"
+        f"{', CUDA graph' if cuda_graphs else ''}"
     )
     details = {name: found._asdict() for name, found in measured.items()}
     report(title, figures(case, measured), json_, case=case._asdict(), programs=details)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
@@ -11,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from rllib_dreamer.hardware import keep_memory
 from rllib_dreamer.model import ops
 from rllib_dreamer.model.agent import Agent, build_agent
+from rllib_dreamer.model.cuda_graphs import Captured
 from rllib_dreamer.model.optim import LaProp
 from rllib_dreamer.model.sizes import ActionSpec, LossConfig, ObsSpec, model_config
 
@@ -26,6 +28,7 @@ class Case(NamedTuple):
     obs: str = "image"
     precision: str = "float32"
     compile: bool = True
+    cuda_graphs: bool = False
     threads: int = 0
     device: str = "cpu"
     batch: int = 16
@@ -88,12 +91,16 @@ class Update:
         self.batch = synthetic_batch(case, self.agent.world.config.deter, case.device)
         self.parameters = [p for p in self.agent.parameters() if p.requires_grad]
         self.optimizer = LaProp(self.parameters, fused=case.compile)
+        self.forward_backward = Captured(self._pass) if case.cuda_graphs else self._pass
+
+    def _pass(self, batch: Mapping[str, torch.Tensor]) -> None:
+        output = self.agent(batch)
+        self.optimizer.zero_grad()
+        ops.total_loss(output.losses, self.agent.scales).backward()
 
     def __call__(self) -> None:
         """Does it."""
-        output = self.agent(self.batch)
-        self.optimizer.zero_grad()
-        ops.total_loss(output.losses, self.agent.scales).backward()
+        self.forward_backward(self.batch)
         self.optimizer.step()
         self.agent.behavior.update_slow_critic()
         if self.case.device == "cuda":

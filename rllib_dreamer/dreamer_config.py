@@ -90,6 +90,7 @@ class DreamerConfig(AlgorithmConfig):
         self.max_nonfinite_updates = 10
         self.precision = "auto"
         self.compile = True
+        self.cuda_graphs = False
         self.learner_threads: int | str = "auto"
         # Replay.
         self.training_ratio = 256.0
@@ -150,6 +151,7 @@ class DreamerConfig(AlgorithmConfig):
         precision: str = NotProvided,
         use_float16: bool = NotProvided,
         compile: bool = NotProvided,
+        cuda_graphs: bool = NotProvided,
         learner_threads: int | str = NotProvided,
         replay_capacity: int = NotProvided,
         replay_online: bool = NotProvided,
@@ -200,6 +202,9 @@ class DreamerConfig(AlgorithmConfig):
             compile: Whether chains of small operations are fused, by native kernels on a CPU and by
                 `torch.compile` on CUDA, which was never measured. Without a C compiler they run
                 one by one.
+            cuda_graphs: Whether a learner on CUDA captures its forward and backward pass in a CUDA
+                graph, after a few updates, and replays that from then on; not with several
+                learners. Never run on a GPU so far, so it is off. Elsewhere it changes nothing.
             learner_threads: CPU threads of each learner; "auto" takes what the machine has.
             replay_capacity: Steps that the replay holds.
             replay_online: Whether every fresh sequence is replayed once before any is drawn.
@@ -319,6 +324,11 @@ class DreamerConfig(AlgorithmConfig):
         """Checks settings that need another one, or something that is not here."""
         if self.train_actor and not self.train_critic:
             self._value_error("`train_actor`=True needs `train_critic`=True: set both or neither.")
+        if self.cuda_graphs and self.num_learners > 1:
+            self._value_error(
+                f"`cuda_graphs`=True is for one learner, `num_learners` is {self.num_learners}: "
+                "set it to False."
+            )
         if self.optimizer == "adam" and self.weight_decay:
             self._value_error(
                 f"`weight_decay`={self.weight_decay} is not for `optimizer`='adam': set it to 0, "

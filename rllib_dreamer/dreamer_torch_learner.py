@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -16,11 +17,21 @@ from rllib_dreamer.dreamer_torch_rl_module import DreamerTorchRLModule
 from rllib_dreamer.hardware import prepare_cpu, resolve_precision
 from rllib_dreamer.model import ops
 from rllib_dreamer.model.agent import Agent
+from rllib_dreamer.model.cuda_graphs import Captured
 from rllib_dreamer.model.optim import Adam, LaProp
 
 GRAD_NORM = (DEFAULT_MODULE_ID, "grad_norm")
 UPDATE_NORM = (DEFAULT_MODULE_ID, "update_norm")
 OPTIMIZER_SETTINGS = ("agc", "warmup", "weight_decay")
+
+
+class PassOutput(NamedTuple):
+    """What a forward and a backward pass give: losses and latents by module, gradients, metrics."""
+
+    losses: dict[str, Tensor]
+    gradients: dict[Any, Tensor]
+    latents: dict[str, tuple[Tensor, Tensor]]
+    measured: dict[tuple[str, str], Tensor]
 
 
 class DreamerTorchLearner(TorchLearner):
@@ -47,6 +58,9 @@ class DreamerTorchLearner(TorchLearner):
                 agent.behavior.gather = all_gather
         if self.distributed and self.config.seed is not None:
             torch.manual_seed(self.config.seed + torch.distributed.get_rank())
+        self._captured: Captured[tuple[str, str], PassOutput] | None = None
+        if self.config.cuda_graphs and self._device.type == "cuda":
+            self._captured = Captured(self._pass)
 
     def agent(self, module_id: str = DEFAULT_MODULE_ID) -> Agent:
         """The agent of a module, out of its DDP wrapper."""
@@ -79,6 +93,31 @@ class DreamerTorchLearner(TorchLearner):
         for module_id in self.module.keys():
             state = self.agent(module_id).behavior.normalizer.state_dict()
             self._normalizers[module_id] = {name: x.clone() for name, x in state.items()}
+
+    def _uncompiled_update(
+        self, batch: dict[str, dict[str, Tensor]], **kwargs: Any
+    ) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, Any]]:
+        """RLlib's, with its forward and backward pass as a CUDA graph if there is to be one."""
+        if self._captured is None:
+            return super()._uncompiled_update(batch, **kwargs)
+        done = self._captured(
+            {(module_id, key): x for module_id, part in batch.items() for key, x in part.items()}
+        )
+        self._latents, self._measured = dict(done.latents), dict(done.measured)
+        for ref, grad in done.gradients.items():
+            self._params[ref].grad = grad
+        self.apply_gradients(self.postprocess_gradients(done.gradients))
+        return {}, done.losses, {}
+
+    def _pass(self, batch: Mapping[tuple[str, str], Tensor]) -> PassOutput:
+        """All of an update before the optimizer, on tensors by module and column."""
+        parts: dict[str, dict[str, Tensor]] = {}
+        for (module_id, key), x in batch.items():
+            parts.setdefault(module_id, {})[key] = x
+        losses = self.compute_losses(fwd_out=self.module.forward_train(parts), batch=parts)
+        gradients = self.compute_gradients(losses)
+        losses = {module_id: x.detach() for module_id, x in losses.items()}
+        return PassOutput(losses, gradients, self._latents, self._measured)
 
     def compute_loss_for_module(
         self,

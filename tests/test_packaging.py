@@ -49,7 +49,7 @@ RANKS = {
     "cli": 13,
 }
 LEAVES = {"model", "model.fuse", "model.optim", "model.sizes"}
-LEAVES |= {"model.kernels", "model.kernels_build", "model.kernels_rssm"}
+LEAVES |= {"model.cuda_graphs", "model.kernels", "model.kernels_build", "model.kernels_rssm"}
 # RLlib asks a config for the classes that it configures, so methods of ours name them.
 DEFERRED = {"dreamer_config": {"dreamer", "dreamer_torch_learner"}}
 KERNELS = {"model.fuse", "model.kernels", "model.kernels_build", "model.kernels_rssm"}
