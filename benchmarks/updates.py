@@ -37,8 +37,13 @@ class Case(NamedTuple):
 
 def prepare(threads: int) -> None:
     """Sets up a process as a learner does: threads (0: leave them), denormal numbers, memory."""
-    torch.set_flush_denormal(True)
+    set_up_numbers(threads)
     keep_memory()
+
+
+def set_up_numbers(threads: int) -> None:
+    """Threads (0: leave them), and denormal numbers to zero."""
+    torch.set_flush_denormal(True)
     if threads:
         torch.set_num_threads(threads)
 

@@ -55,9 +55,10 @@ def _ablation(protocol: str, *settings: str) -> Experiment:
 EXPERIMENTS: dict[str, Experiment] = {
     "cartpole": Experiment(
         file="tuned_examples/cartpole.py",
-        protocol="CartPole-v1, 10 minutes",
+        protocol="CartPole-v1, 10 minutes, two threads",
         seeds=(0, 1, 2),
         stops=({"seconds": 580},),
+        settings=("learner_threads=2",),
     ),
     "walker_vision_cpu": Experiment(
         file="tuned_examples/walker.py",
