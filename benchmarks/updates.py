@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import torch
@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from rllib_dreamer.hardware import keep_memory
 from rllib_dreamer.model import ops
 from rllib_dreamer.model.agent import Agent, build_agent
-from rllib_dreamer.model.cuda_graphs import Captured
+from rllib_dreamer.model.cuda_graphs import Captured, CudaRecorder
 from rllib_dreamer.model.optim import LaProp
 from rllib_dreamer.model.sizes import ActionSpec, LossConfig, ObsSpec, model_config
 
@@ -96,7 +96,9 @@ class Update:
         self.batch = synthetic_batch(case, self.agent.world.config.deter, case.device)
         self.parameters = [p for p in self.agent.parameters() if p.requires_grad]
         self.optimizer = LaProp(self.parameters, fused=case.compile)
-        self.forward_backward = Captured(self._pass) if case.cuda_graphs else self._pass
+        self.forward_backward: Callable[[Mapping[str, torch.Tensor]], None] = self._pass
+        if case.cuda_graphs:
+            self.forward_backward = Captured(self._pass, CudaRecorder(case.device))
 
     def _pass(self, batch: Mapping[str, torch.Tensor]) -> None:
         output = self.agent(batch)

@@ -17,7 +17,7 @@ from rllib_dreamer.dreamer_torch_rl_module import DreamerTorchRLModule
 from rllib_dreamer.hardware import prepare_cpu, resolve_precision
 from rllib_dreamer.model import ops
 from rllib_dreamer.model.agent import Agent
-from rllib_dreamer.model.cuda_graphs import Captured
+from rllib_dreamer.model.cuda_graphs import Captured, CudaRecorder
 from rllib_dreamer.model.optim import Adam, LaProp
 
 GRAD_NORM = (DEFAULT_MODULE_ID, "grad_norm")
@@ -60,7 +60,7 @@ class DreamerTorchLearner(TorchLearner):
             torch.manual_seed(self.config.seed + torch.distributed.get_rank())
         self._captured: Captured[tuple[str, str], PassOutput] | None = None
         if self.config.cuda_graphs and self._device.type == "cuda":
-            self._captured = Captured(self._pass)
+            self._captured = Captured(self._pass, CudaRecorder(self._device))
 
     def agent(self, module_id: str = DEFAULT_MODULE_ID) -> Agent:
         """The agent of a module, out of its DDP wrapper."""
@@ -193,6 +193,11 @@ class DreamerTorchLearner(TorchLearner):
             return None
         deter, stoch = self._latents.pop(module_id)
         return deter.half().cpu().numpy(), stoch.to(torch.uint8).cpu().numpy()
+
+    def shutdown(self) -> None:
+        """Gives a CUDA graph and its memory back, which a cycle of references would keep."""
+        super().shutdown()
+        self._captured = None
 
     def get_state(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """The state of RLlib's learner, and that of the random number generators."""

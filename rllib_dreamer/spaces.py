@@ -111,4 +111,10 @@ def restore(leaf: Any, space: gym.Space) -> Any:
 
 
 def _like(value: np.ndarray, leaf: Any) -> Any:
-    return value if isinstance(leaf, np.ndarray) else leaf.new_tensor(value)
+    """The array for an array; for a tensor one on its device, without a copy from the host."""
+    if isinstance(leaf, np.ndarray):
+        return value
+    like = leaf.new_empty(value.shape)
+    for place, number in np.ndenumerate(value):
+        like[place].fill_(int(number))
+    return like

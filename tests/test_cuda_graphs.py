@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import threading
+import weakref
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from typing import Any, NamedTuple, TypeVar
@@ -20,13 +23,18 @@ from tiny import (
     tiny_config,
     train_until,
 )
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from rllib_dreamer.model import ops
 from rllib_dreamer.model.agent import Agent
-from rllib_dreamer.model.cuda_graphs import WARMUP, Capture, Captured, capture_on_cuda
+from rllib_dreamer.model.cuda_graphs import (
+    WARMUP,
+    Captured,
+    CudaRecorder,
+    no_garbage_collection,
+)
 from rllib_dreamer.model.distributions import FixedNoise, RandomNoise
 from rllib_dreamer.model.optim import LaProp
 
@@ -62,19 +70,23 @@ def tensors(tree: Any) -> list[Tensor]:
     return [x for x in tree_leaves(tree) if isinstance(x, Tensor)]
 
 
-def on_tape(agent: Agent) -> Capture:
-    """A capture that leaves agent and random numbers as they were, as that of a CUDA graph does."""
+class TapeRecorder:
+    """Leaves agent and random numbers as they were, as the capture of a CUDA graph does."""
 
-    def capture(function: Callable[[], R]) -> tuple[R, Callable[[], None]]:
-        before = {name: x.clone() for name, x in agent.state_dict().items()}
+    def __init__(self, agent: nn.Module) -> None:
+        self.agent = agent
+
+    def run(self, function: Callable[[], R]) -> R:
+        return function()
+
+    def capture(self, function: Callable[[], R]) -> tuple[R, Callable[[], None]]:
+        before = {name: x.clone() for name, x in self.agent.state_dict().items()}
         random = torch.get_rng_state()
         with Tape() as tape:
             result = function()
-        agent.load_state_dict(before)
+        self.agent.load_state_dict(before)
         torch.set_rng_state(random)
         return result, tape.replay
-
-    return capture
 
 
 class Output(NamedTuple):
@@ -125,7 +137,7 @@ class Updates:
 def test_captured_updates_equal_plain_ones(dtype: torch.dtype) -> None:
     plain, updates = Updates(dtype), Updates(dtype)
     expected = plain.run(plain.forward_backward)
-    found = updates.run(Captured(updates.forward_backward, on_tape(updates.agent)))
+    found = updates.run(Captured(updates.forward_backward, TapeRecorder(updates.agent)))
     for a, b in zip(found, expected, strict=True):
         assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
     assert (updates.passes, plain.passes) == (WARMUP + 1, WARMUP + 4)
@@ -138,7 +150,7 @@ def test_the_learner_updates_alike_when_its_passes_are_captured() -> None:
         with built(tiny_config(CountingEnv, training=training)) as algo:
             learner = learner_of(algo)
             if captured:
-                learner._captured = Captured(learner._pass, on_tape(agent_of(algo)))
+                learner._captured = Captured(learner._pass, TapeRecorder(agent_of(algo)))
             result = train_until(algo, WARMUP + 5)
             found.append((parameters_of(algo), result["learners"]["default_policy"]))
             if captured:
@@ -167,12 +179,7 @@ def test_a_batch_of_another_shape_is_not_captured_and_leaves_the_capture_as_it_i
         calls.append(len(batch["x"]))
         return batch["x"] * 2
 
-    def capture(function: Callable[[], R]) -> tuple[R, Callable[[], None]]:
-        with Tape() as tape:
-            result = function()
-        return result, tape.replay
-
-    captured = Captured(double, capture)
+    captured = Captured(double, TapeRecorder(nn.Module()))
     for _ in range(WARMUP + 1):
         captured({"x": torch.full((2,), 1.0)})
     assert calls == [2] * (WARMUP + 1)
@@ -182,6 +189,70 @@ def test_a_batch_of_another_shape_is_not_captured_and_leaves_the_capture_as_it_i
     assert captured({"x": torch.full((2,), 5, dtype=torch.int64)}).tolist() == [10, 10]
     assert calls == [2] * (WARMUP + 1) + [3, 2]
     assert captured({"x": torch.full((2,), 6.0)}) is first and first.tolist() == [12.0, 12.0]
+
+
+def test_every_thread_and_every_shape_warms_up() -> None:
+    calls = []
+
+    def count(batch: Batch) -> Tensor:
+        calls.append(threading.get_ident())
+        return batch["x"] + 1
+
+    captured = Captured(count, TapeRecorder(nn.Module()))
+    for n in (1, 2) * (WARMUP - 1):
+        captured({"x": torch.zeros(n)})
+    thread = threading.Thread(target=captured, args=({"x": torch.zeros(2)},))
+    thread.start()
+    thread.join()
+    assert len(calls) == 2 * WARMUP - 1 and len(set(calls)) == 2
+    for _ in range(4):
+        assert captured({"x": torch.zeros(2)}).tolist() == [1.0, 1.0]
+    assert len(calls) == 2 * WARMUP - 1 + 2  # the last to warm up, and the capture
+
+
+def test_after_a_capture_that_failed_the_next_call_captures_again() -> None:
+    class Failing(TapeRecorder):
+        def capture(self, function: Callable[[], R]) -> tuple[R, Callable[[], None]]:
+            if failures:
+                raise failures.pop()
+            return super().capture(function)
+
+    failures = [RuntimeError("stream is capturing")]
+    captured = Captured(lambda batch: batch["x"] * 2, Failing(nn.Module()))
+    for _ in range(WARMUP):
+        captured({"x": torch.ones(1)})
+    with pytest.raises(RuntimeError, match="stream is capturing"):
+        captured({"x": torch.ones(1)})
+    assert captured({"x": torch.full((1,), 3.0)}).tolist() == [6.0]
+
+
+def with_a_graph() -> set[int]:
+    """Tensors that hold a graph of autograd."""
+    gc.collect()
+    return {id(x) for x in gc.get_objects() if isinstance(x, Tensor) and x.grad_fn is not None}
+
+
+def test_nothing_of_a_pass_keeps_a_graph_of_autograd() -> None:
+    """Its nodes would remember the stream that they were made on, which no capture may wait for."""
+    before = with_a_graph()  # of other tests
+    with built(tiny_config(CountingEnv, training={"training_ratio": 64})) as algo:
+        learner = learner_of(algo)
+        learner._captured = Captured(learner._pass, TapeRecorder(agent_of(algo)))
+        train_until(algo, 2)
+        assert not with_a_graph() - before
+        kept = next(learner.agent().parameters()) * 2
+        assert id(kept) in with_a_graph() - before
+
+
+def test_garbage_is_collected_before_a_capture_and_not_during_it() -> None:
+    cycle: list[Any] = [torch.zeros(1)]
+    cycle.append(cycle)
+    gone = weakref.ref(cycle[0])
+    del cycle
+    with no_garbage_collection():
+        assert gone() is None
+        assert not gc.isenabled()
+    assert gc.isenabled()
 
 
 class Devices(TorchDispatchMode):
@@ -221,7 +292,7 @@ def test_a_cuda_graph_gives_what_plain_updates_give(fused: bool, dtype: torch.dt
         updates = Updates(dtype, "cuda")
         updates.agent.fuse, updates.agent.noise = fused, FixedNoise(0.3)
         run = updates.forward_backward
-        found.append(updates.run(Captured(run) if graph else run))
+        found.append(updates.run(Captured(run, CudaRecorder()) if graph else run))
     tolerance = 1e-4 if dtype == torch.float32 else 2e-2
     for a, b in zip(*found, strict=True):
         torch.testing.assert_close(a[0], b[0], rtol=tolerance, atol=tolerance)
@@ -230,7 +301,9 @@ def test_a_cuda_graph_gives_what_plain_updates_give(fused: bool, dtype: torch.dt
 
 @on_cuda
 def test_a_cuda_graph_draws_other_numbers_every_time() -> None:
-    result, replay = capture_on_cuda(lambda: torch.rand(8, device="cuda"))
+    recorder = CudaRecorder()
+    recorder.run(lambda: torch.rand(8, device="cuda"))
+    result, replay = recorder.capture(lambda: torch.rand(8, device="cuda"))
     replay()
     first = result.clone()
     replay()

@@ -89,6 +89,18 @@ def test_canonical_counts_classes_from_zero() -> None:
     assert canonical(np.array([3, 4]), spaces.Discrete(2, start=3)).tolist() == [[0], [1]]
 
 
+def test_tensors_are_counted_from_zero_without_a_copy_from_the_host(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """CUDA would wait for such a copy, and cannot have it in a graph."""
+    for copies in ("new_tensor", "to", "copy_"):
+        monkeypatch.setattr(torch.Tensor, copies, lambda *_: pytest.fail("copied"))
+    value = torch.tensor([[6, -1], [5, 1]])
+    monkeypatch.setattr(torch, "tensor", lambda *_: pytest.fail("copied"))
+    leaf = spaces.MultiDiscrete([2, 3], start=[5, -1])
+    assert canonical(value, leaf).tolist() == [[1, 0], [0, 2]]
+
+
 @pytest.mark.parametrize(
     ("space", "image"),
     [

@@ -20,6 +20,9 @@ P = ParamSpec("P")
 R = TypeVar("R")
 logger = logging.getLogger(__name__)
 
+RECOMPILE_LIMIT = 32
+"""Forms of one function: by rank, type and gradient. PyTorch's 8 are just enough for images."""
+
 _enabled = ContextVar("fusing", default=False)
 
 
@@ -42,6 +45,8 @@ def fused(function: Callable[P, R]) -> Callable[P, R]:
         if not _enabled.get() or x.device.type == "cpu" or not can_compile():
             return function(*args, **kwargs)
         if not compiled:
+            limits = torch._dynamo.config
+            limits.cache_size_limit = max(limits.cache_size_limit, RECOMPILE_LIMIT)
             compiled.append(torch.compile(function, dynamic=True))
         return compiled[0](*args, **kwargs)
 
