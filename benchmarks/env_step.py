@@ -190,15 +190,7 @@ def comparisons(cores: int) -> list[Comparison]:
 
 def gym_cartpole() -> tuple[Step, Callable[[], Any]]:
     """Plain CartPole."""
-    env = gym.make("CartPole-v1")
-    env.reset(seed=0)
-
-    def step(action: Any) -> None:
-        _, _, terminated, truncated, _ = env.step(action)
-        if terminated or truncated:
-            env.reset()
-
-    return step, env.close
+    return playing(gym.make("CartPole-v1"))
 
 
 def steps_per_second(step: Step, actions: list[Any], seconds: float) -> float:

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+_OTHERS = ("self", "kwargs", "__class__")  # locals of `training` that are no settings
+
 
 class _PartRate:
     """The learning rate of a part of the agent: where none is set it reads as `lr`.
@@ -227,22 +229,20 @@ class DreamerConfig(AlgorithmConfig):
         Raises:
             ValueError: If curiosity is asked for.
         """
-        settings = {k: v for k, v in locals().items() if k not in ("self", "kwargs", "__class__")}
-        use_float16 = settings.pop("use_float16")
-        buffer_config = settings.pop("replay_buffer_config")
-        if use_float16 is not NotProvided:
-            settings["precision"] = "bfloat16" if use_float16 else "float32"
-        if buffer_config is not NotProvided and "capacity" in buffer_config:
-            settings["replay_capacity"] = int(buffer_config["capacity"])
+        given = {k: v for k, v in locals().items() if v is not NotProvided and k not in _OTHERS}
+        if "use_float16" in given:
+            given["precision"] = "bfloat16" if given.pop("use_float16") else "float32"
+        buffer_config = given.pop("replay_buffer_config", {})
+        if "capacity" in buffer_config:
+            given["replay_capacity"] = int(buffer_config["capacity"])
         if kwargs.pop("use_curiosity", False):
             raise ValueError("use_curiosity=True is not available: leave it out.")
         for name in WITHOUT_EFFECT.keys() & kwargs.keys():
             kwargs.pop(name)
             logger.warning("%s has no effect: %s.", name, WITHOUT_EFFECT[name])
         super().training(**kwargs)
-        for name, value in settings.items():
-            if value is not NotProvided:
-                setattr(self, name, value)
+        for name, value in given.items():
+            setattr(self, name, value)
         return self
 
     def reporting(
