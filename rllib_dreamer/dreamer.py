@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import shutil
 import sys
 import tempfile
@@ -17,7 +18,7 @@ from ray import cloudpickle
 from ray.exceptions import RayError, RayTaskError
 from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
-from ray.rllib.core import DEFAULT_AGENT_ID, DEFAULT_MODULE_ID
+from ray.rllib.core import COMPONENT_LEARNER_GROUP, DEFAULT_AGENT_ID, DEFAULT_MODULE_ID
 from ray.rllib.policy.sample_batch import MultiAgentBatch, SampleBatch
 from ray.rllib.utils.metrics import (
     ENV_RUNNER_RESULTS,
@@ -78,7 +79,7 @@ class DreamerTorch(Algorithm):
         self._skipped_in_a_row = 0
         self._ratio = TrainingRatio(cfg.training_ratio, cfg.batch_size_B * cfg.batch_length_T)
         self._action_repeat = action_repeat(cfg.env, cfg.env_config)
-        self._description = self._on_learners(_describe_learner)[0]
+        self._description = self._on_learners(_describe_learner, [0])[0]
         observation_space, action_space = self.spaces[DEFAULT_MODULE_ID]
         release_memory()  # what an earlier replay left, which else would not count as available
         self.replay = Replay(
@@ -124,11 +125,10 @@ class DreamerTorch(Algorithm):
 
         return TrainingVideos(self.config.video_interval_s, self)
 
-    def _on_learners(self, function: Any) -> list[Any]:
-        """Calls a function with every learner; results in the order of a batch's shards."""
-        results = sorted(
-            self.learner_group.foreach_learner(function), key=lambda r: r.actor_id or 0
-        )
+    def _on_learners(self, function: Any, ids: list[int] | None = None) -> list[Any]:
+        """Calls a function with all learners, or those of `ids`; results in order of the shards."""
+        found = self.learner_group.foreach_learner(function, remote_actor_ids=ids)
+        results = sorted(found, key=lambda r: r.actor_id or 0)
         errors = [r.get() for r in results if not r.ok]
         if errors:
             raise _learner_error(errors) from errors[0]
@@ -174,10 +174,10 @@ class DreamerTorch(Algorithm):
     def _due_updates(self) -> int:
         """Updates that the training ratio asks for, once the replay has enough to learn from.
 
-        That is as many sequences as a batch has steps; a replay that evicts holds all it ever will.
+        That is as many sequences as a batch has steps; a full replay holds all it ever will.
         """
         enough = self.config.batch_size_B * self.config.batch_length_T
-        if self.replay.num_sequences >= enough or self.replay.has_evicted:
+        if self.replay.num_sequences >= enough or self.replay.is_full:
             return self._ratio.updates(self._agent_steps)
         self._ratio.restart()
         return 0
@@ -208,7 +208,7 @@ class DreamerTorch(Algorithm):
         latents = self._on_learners(lambda learner: learner.take_latents())
         skipped = None in latents
         self._count_skipped(skipped)
-        if not skipped:
+        if not skipped and self.config.replay_context:
             deter, stoch = (np.concatenate(parts) for parts in zip(*latents, strict=True))
             self.replay.update_latents(index[:, 1:], deter, stoch)
         self._updates += 1
@@ -237,7 +237,8 @@ class DreamerTorch(Algorithm):
         shards = [
             MultiAgentBatch({DEFAULT_MODULE_ID: SampleBatch(c)}, env_steps=steps) for c in cut
         ]
-        return {"batches": shards} if self.config.num_learners > 1 else {"batch": shards[0]}
+        # RLlib would cut a whole batch for remote learners, and then count rows for steps.
+        return {"batches": shards} if self.config.num_learners else {"batch": shards[0]}
 
     def step(self) -> dict[str, Any]:
         """One iteration; adds the counters that RLlib does not keep."""
@@ -318,24 +319,32 @@ class DreamerTorch(Algorithm):
 
         Raises:
             ValueError: If the checkpoint is incomplete or damaged.
+            RuntimeError: If remote learners refuse it; a local one raises its own error.
         """
         whole = kwargs.get("component") is None
         with checkpoint.on_this_machine(path, filesystem) as folder:
             if whole:
                 checkpoint.verify(folder)
             self._sampler.drop()
-            for group in (self.env_runner_group, self.eval_env_runner_group):
-                if group is not None:
-                    group.foreach_env_runner(_take_any_weights)
-            super().restore_from_path(folder, *args, **kwargs)
+            self._take_any_weights()
+            try:
+                super().restore_from_path(folder, *args, **kwargs)
+            except (IndexError, AssertionError) as error:  # no learner is left to take weights from
+                raise RuntimeError(
+                    f"the learners could not take the state in {path}, see their error in the log: "
+                    "model_size, model_config and the spaces of the env must be those of the "
+                    "checkpoint. This algorithm is of no more use, build a new one."
+                ) from error
             saved = folder / REPLAY_FOLDER
             if whole and self.config.store_buffer_in_checkpoints and saved.is_dir():
                 self._batches.close()
                 self.replay.load(saved)
 
     def get_state(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """RLlib's state and our counters."""
+        """RLlib's state and our counters; what is learned later does not change it."""
         state: dict[str, Any] = super().get_state(*args, **kwargs)
+        if COMPONENT_LEARNER_GROUP in state:  # of a local learner these are the tensors themselves
+            state[COMPONENT_LEARNER_GROUP] = copy.deepcopy(state[COMPONENT_LEARNER_GROUP])
         state["dreamer"] = {
             "agent_steps": self._agent_steps,
             "updates": self._updates,
@@ -347,7 +356,8 @@ class DreamerTorch(Algorithm):
         return state
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Restores RLlib's state and our counters."""
+        """Restores RLlib's state and our counters, also those of an earlier time of this run."""
+        self._take_any_weights()
         super().set_state(state)
         if "dreamer" in state:
             ours = state["dreamer"]
@@ -361,6 +371,13 @@ class DreamerTorch(Algorithm):
             self._skipped_in_a_row = 0
             if self.env_runner is not None:  # RLlib saves no count of remote ones alone
                 self.env_runner.num_env_steps_sampled_lifetime = self._agent_steps
+
+    def _take_any_weights(self) -> None:
+        """Lets learners and EnvRunners take the next weights even if older than their own."""
+        self._on_learners(_forget_weights_number)
+        for group in (self.env_runner_group, self.eval_env_runner_group):
+            if group is not None:
+                group.foreach_env_runner(_forget_weights_number)
 
     def cleanup(self) -> None:
         """Stops our threads and RLlib's parts, and gives the replay's memory back."""
@@ -391,9 +408,9 @@ def _learner_error(errors: list[Any]) -> RuntimeError:
     )
 
 
-def _take_any_weights(runner: Any) -> None:
-    """Lets an EnvRunner take the next weights even if they are older than its own."""
-    runner._weights_seq_no = 0
+def _forget_weights_number(component: Any) -> None:
+    """Of an EnvRunner or Learner, which else refuse weights that are older than their own."""
+    component._weights_seq_no = 0
 
 
 def _describe_learner(learner: DreamerTorchLearner) -> dict[str, Any]:

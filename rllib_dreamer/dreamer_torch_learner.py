@@ -153,8 +153,9 @@ class DreamerTorchLearner(TorchLearner):
         norm = torch.nn.utils.get_total_norm([g for g in gradients_dict.values() if g is not None])
         found = self._log(self._measured | {GRAD_NORM: norm})  # here the host waits for the device
         finite = math.isfinite(found[GRAD_NORM])
+        skipped = int(not finite and self._is_first)  # RLlib adds up what the learners count
         self.metrics.log_value(
-            (DEFAULT_MODULE_ID, "skipped_updates"), int(not finite), reduce="lifetime_sum"
+            (DEFAULT_MODULE_ID, "skipped_updates"), skipped, reduce="lifetime_sum"
         )
         if not finite:
             self._skip_update()
@@ -181,17 +182,23 @@ class DreamerTorchLearner(TorchLearner):
         for module_id, state in self._normalizers.items():
             self.agent(module_id).behavior.normalizer.load_state_dict(state)
 
-    def take_latents(
-        self, module_id: str = DEFAULT_MODULE_ID
-    ) -> tuple[np.ndarray, np.ndarray] | None:
+    @property
+    def _is_first(self) -> bool:
+        """Whether this is the only learner, or the first of several."""
+        return not self.distributed or torch.distributed.get_rank() == 0
+
+    def take_latents(self, module_id: str = DEFAULT_MODULE_ID) -> tuple[np.ndarray, ...] | None:
         """The posterior of the batch that was just learned from, to be written back to the replay.
 
         Returns:
-            deter (B, T, D) float16 and stoch (B, T, S) uint8, or None if the update was skipped.
+            deter (B, T, D) float16 and stoch (B, T, S) uint8, nothing without `replay_context`, or
+            None if the update was skipped.
         """
         if module_id not in self._latents:
             return None
         deter, stoch = self._latents.pop(module_id)
+        if not self.config.replay_context:
+            return ()
         return deter.half().cpu().numpy(), stoch.to(torch.uint8).cpu().numpy()
 
     def shutdown(self) -> None:
@@ -217,6 +224,8 @@ class DreamerTorchLearner(TorchLearner):
             keys = OPTIMIZER_SETTINGS if scheduled else ("lr", *OPTIMIZER_SETTINGS)
             kept[name] = [{k: g[k] for k in keys if k in g} for g in optimizer.param_groups]
         super()._set_optimizer_state(state)
+        for optimizer in self._named_optimizers.values():
+            _own_tensors(optimizer)
         for name, groups in kept.items():
             for group, settings in zip(
                 self._named_optimizers[name].param_groups, groups, strict=True
@@ -227,12 +236,18 @@ class DreamerTorchLearner(TorchLearner):
         """Restores the state; the generators only on the first of several learners."""
         super().set_state(state)
         rng = state.get("rng", {})
-        if not self.distributed or torch.distributed.get_rank() == 0:
+        if self._is_first:
             if "cpu" in rng:
                 torch.set_rng_state(torch.as_tensor(rng["cpu"], dtype=torch.uint8))
             if "cuda" in rng and self._device.type == "cuda":
                 cuda = torch.as_tensor(rng["cuda"], dtype=torch.uint8)
                 torch.cuda.set_rng_state(cuda, self._device)
+
+
+def _own_tensors(optimizer: torch.optim.Optimizer) -> None:
+    """Copies the tensors of its state, which a state given by Ray shares between processes."""
+    for values in optimizer.state.values():
+        values.update({k: x.clone() for k, x in values.items() if isinstance(x, Tensor)})
 
 
 def make_optimizer(params: list[torch.nn.Parameter], config: DreamerConfig) -> LaProp | Adam:

@@ -141,10 +141,10 @@ class Replay:
             return self._index.num_sequences
 
     @property
-    def has_evicted(self) -> bool:
-        """Whether the replay is full, so that old steps went for new ones."""
+    def is_full(self) -> bool:
+        """Whether new steps take the place of old ones."""
         with self._lock:
-            return self._index.has_evicted
+            return self._index.is_full
 
     def stats(self) -> dict[str, float]:
         """Returns what the replay holds and has done.

@@ -86,9 +86,9 @@ class StreamIndex:
         return max(self._first_serial, self.next_serial - self.num_chunks)
 
     @property
-    def has_evicted(self) -> bool:
-        """Whether a chunk was ever evicted, before a restore maybe."""
-        return self.oldest_serial > 0
+    def is_full(self) -> bool:
+        """Whether every place in the ring holds a chunk."""
+        return self.next_serial - self.oldest_serial >= self.num_chunks
 
     @property
     def num_sequences(self) -> int:

@@ -73,6 +73,12 @@ UNUSED: dict[str, tuple[Any, str]] = {
         "batches come from the replay, change what goes in: by `env_to_module_connector`, or in a "
         "wrapper of the environment",
     ),
+    "max_requests_in_flight_per_env_runner": (
+        1,
+        "the env runners sample a round ahead as it is, leave it out",
+    ),
+    "_torch_grad_scaler_class": (None, "bfloat16 needs no scaler, set `precision` instead"),
+    "_torch_lr_scheduler_classes": (None, "set `lr` to a list of [steps, rate] instead"),
     "input_": ("sampler", "`DreamerTorch` learns from what its env runners sample, leave it out"),
 }
 """RLlib's settings that mean nothing here: the one value allowed, and what to do instead."""

@@ -38,16 +38,21 @@ def leaf_spaces(space: gym.Space, root: str | None = None) -> dict[str, gym.Spac
         space: Any Gymnasium space; Dict and Tuple are descended into.
         root: The key of a space that is itself a leaf. By default "image" for a uint8 Box of rank
             two or three and "vector" for any other.
+
+    Raises:
+        ValueError: If two leaves have the same path.
     """
     members = _members(space)
     if members is None:
         return {root or _root_name(space): space}
     leaves: dict[str, gym.Space] = {}
     for key, member in members:
-        if _members(member) is None:
-            leaves[key] = member
-        else:
-            leaves |= {f"{key}/{sub}": leaf for sub, leaf in leaf_spaces(member).items()}
+        inner = {"": member} if _members(member) is None else leaf_spaces(member)
+        for sub, leaf in inner.items():
+            path = f"{key}/{sub}" if sub else key
+            if path in leaves:
+                raise ValueError(f"two leaves of a space have the path {path!r}: rename one.")
+            leaves[path] = leaf
     return dict(sorted(leaves.items()))
 
 

@@ -12,7 +12,7 @@ from golden_export import TINY, agent_and_batch
 from torch import Tensor, nn
 
 from rllib_dreamer.model import ops
-from rllib_dreamer.model.codec import Decoder, Encoder, module_name, vector_features
+from rllib_dreamer.model.codec import Decoder, Encoder, ImageDecoder, module_name, vector_features
 from rllib_dreamer.model.sizes import ObsSpec, model_config
 
 SPECS = {
@@ -154,6 +154,12 @@ def test_each_block_of_the_first_image_layer_owns_a_slice_of_channels(
 def test_any_key_can_name_a_module(key: str) -> None:
     modules = nn.ModuleDict({module_name(key): nn.Identity()})
     assert module_name(key) in modules
+
+
+def test_blocks_that_do_not_divide_the_channels_are_named() -> None:
+    config = model_config("1M", depth=3)
+    with pytest.raises(ValueError, match=r"depth=3 times .* must be a multiple of"):
+        ImageDecoder((32, 32, 3), config)
 
 
 def test_different_keys_have_different_modules() -> None:

@@ -120,7 +120,11 @@ def test_replayed_sequences_start_from_their_context_or_from_zero(context: bool)
         resets, shards = [], algo._shards
         algo._shards = lambda batch: resets.append(batch["is_first"][:, 1]) or shards(batch)
         algo._update()
+        written = []
+        algo.replay.update_latents = lambda *latents: written.append(latents)
+        algo._update()
     assert np.all(resets) == (not context)
+    assert len(written) == context  # nothing reads them without a context
 
 
 # Training ratio.

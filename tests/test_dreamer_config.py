@@ -95,6 +95,22 @@ def test_a_setting_that_means_nothing_here_is_refused(
         config.validate()
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "instead"),
+    [
+        ("max_requests_in_flight_per_env_runner", 2, "the env runners sample a round ahead"),
+        ("_torch_grad_scaler_class", dict, "bfloat16 needs no scaler"),
+        ("_torch_lr_scheduler_classes", [dict], "set `lr` to a list"),
+    ],
+)
+def test_a_part_of_rllib_that_would_do_harm_is_refused(name: str, value: Any, instead: str) -> None:
+    config = tiny_config()
+    setattr(config, name, value)
+    public = name.removeprefix("_")
+    with pytest.raises(ValueError, match=f"`{public}`=.* is not used: {instead}"):
+        config.validate()
+
+
 def test_offline_data_is_refused() -> None:
     config = tiny_config().offline_data(input_=["/data/episodes"])
     with pytest.raises(ValueError, match=r"`input_`=\['/data/episodes'\] is not used: .*leave"):

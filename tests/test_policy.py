@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import pickle
 import shutil
@@ -308,6 +309,18 @@ print(policy.act(dict(np.load(sys.argv[2])))["arm"].tolist())
         with pytest.raises(ImportError, match="pip install onnx onnxscript"):
             policy.export(tmp_path, formats=("onnx",))
 
+    def test_an_env_that_no_name_leads_to_is_left_out(
+        self, policy: DreamerPolicy, tmp_path: Path
+    ) -> None:
+        for env, name in (
+            (functools.partial(RandomEnv, {}), None),
+            (lambda config: RandomEnv(config), None),
+            (RandomEnv, "tiny.RandomEnv"),
+        ):
+            policy.env = env
+            policy.export(tmp_path, formats=())
+            assert DreamerPolicy.load(tmp_path).env == name
+
     def test_refuses_parts_of_a_custom_catalog(self, policy: DreamerPolicy, tmp_path: Path) -> None:
         class OwnEncoder(type(policy.agent.world.encoder)):  # type: ignore[misc]
             pass
@@ -484,6 +497,13 @@ class TestActionUnits:
         clipped = action_units.to_env(torch.tensor([[-3.0, 6.0]]), arm, "clip")
         np.testing.assert_array_equal(clipped, [[-2.0, 5.0]])
         assert action_units.to_env(raw, arm, "none") is not None
+
+    @pytest.mark.parametrize("conversion", ["unsquash", "clip"])
+    def test_stays_within_bounds_that_float32_has_not(self, conversion: str) -> None:
+        space = spaces.Box(-0.1, np.array([0.1, 0.7]), (2,), np.float64)
+        for value in (-5.0, 5.0):
+            found = action_units.to_env(torch.full((1, 2), value), space, conversion)
+            assert space.contains(action_units.to_array(found, space)[0])
 
     def test_follows_the_config(self) -> None:
         assert action_units.conversion_of({"normalize_actions": True}) == "unsquash"

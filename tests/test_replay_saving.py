@@ -155,6 +155,18 @@ def test_disk_drops_what_was_overwritten_after_the_checkpoint(tmp_path: Path) ->
         check_alignment(batch)
 
 
+def test_a_replay_whose_every_step_was_overwritten_is_not_full(tmp_path: Path) -> None:
+    """It waits to be filled again: training must not go on from a handful of steps."""
+    disk, envs = busy(tmp_path / "replay")
+    assert disk.is_full
+    disk.save(tmp_path / "checkpoint")
+    live_on(disk, envs, 100)
+    again = reopen(disk, tmp_path / "replay", tmp_path / "checkpoint")
+    assert len(again) == again.num_sequences == 0 and not again.is_full
+    memory = twin(busy(tmp_path / "other")[0], "state", tmp_path)
+    assert memory.is_full
+
+
 def test_disk_state_moves_to_memory_and_back(tmp_path: Path) -> None:
     disk, _ = busy(tmp_path / "a")
     memory = twin(disk, "state", tmp_path)

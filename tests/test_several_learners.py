@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from ray.rllib.core import DEFAULT_MODULE_ID
-from tiny import CONTINUOUS, MIXED, built, start_ray, tiny_config, train_until
+from tiny import CONTINUOUS, MIXED, MODEL, built, tiny_config, train_until
 
 from rllib_dreamer.dreamer import DreamerConfig, DreamerTorch
 from rllib_dreamer.model.distributions import FixedNoise
@@ -106,7 +106,51 @@ def test_two_learners_train_and_go_on_as_one(tmp_path: Path) -> None:
 
 
 def test_one_remote_learner_trains() -> None:
-    start_ray()
     with built(config_of(1)) as algo:
         result = train_until(algo, 2)
         assert np.isfinite(float(result["learners"]["default_policy"]["loss_camera"]))
+        trained = result["learners"]["__all_modules__"]["num_env_steps_trained_lifetime"]
+        assert trained == algo._updates * 4 * 8  # steps, not rows
+
+
+def moments_of(learner: Any) -> dict[str, np.ndarray]:
+    """The second moments of all optimizers."""
+    return {
+        f"{name}/{i}": optimizer.state[p]["exp_avg_sq"].numpy().copy()
+        for name, optimizer in learner._named_optimizers.items()
+        for i, p in enumerate(optimizer.param_groups[0]["params"])
+    }
+
+
+@pytest.mark.parametrize("learners", [0, 2])
+def test_a_state_in_memory_is_a_snapshot_that_can_be_gone_back_to(learners: int) -> None:
+    """Learners share no memory with the state or one another; weights and moments go together."""
+    with built(config_of(learners)) as algo:
+        train_until(algo, 2)
+        before, moments = algo._on_learners(state_of)[0], algo._on_learners(moments_of)[0]
+        state, updates = algo.get_state(), algo._updates
+        train_until(algo, updates + 2)
+        for _ in range(2):
+            algo.set_state(state)
+            assert algo._updates == updates
+            for found, expected in (
+                (algo._on_learners(state_of), before),
+                (algo._on_learners(moments_of), moments),
+            ):
+                for learner in found:
+                    for key in expected.keys() - {k for k in expected if k.startswith("grad/")}:
+                        np.testing.assert_array_equal(learner[key], expected[key], err_msg=key)
+            train_until(algo, updates + 2)
+        first, *others = algo._on_learners(state_of)
+        for other in others:
+            for key, value in first.items():
+                np.testing.assert_array_equal(other[key], value, err_msg=key)
+
+
+def test_remote_learners_that_refuse_a_checkpoint_are_told_of(tmp_path: Path) -> None:
+    with built(config_of(1)) as algo:
+        path = algo.save_to_path(tmp_path / "c")
+    other = config_of(1).rl_module(model_config={**MODEL, "units": 32})
+    message = "the learners could not take the state in .*model_config"
+    with built(other) as algo, pytest.raises(RuntimeError, match=message):
+        algo.restore_from_path(path)

@@ -53,6 +53,12 @@ def test_key_of_a_single_leaf(space: gym.Space, root: str | None, key: str) -> N
     assert list(flatten(space.sample(), space, root)) == [key]
 
 
+def test_two_leaves_of_one_path_are_refused() -> None:
+    space = spaces.Dict({"a/b": VECTOR, "a": spaces.Dict({"b": IMAGE})})
+    with pytest.raises(ValueError, match="two leaves of a space have the path 'a/b'"):
+        leaf_spaces(space)
+
+
 @pytest.mark.parametrize("space", SPACES, ids=str)
 def test_flatten_and_unflatten_are_inverse(space: gym.Space) -> None:
     value = space.sample()

@@ -97,7 +97,7 @@ class TrainingVideos:
         context = min(CONTEXT, replay.batch_length - 1)
         rows = _whole(replay.peek(self._rng, _CANDIDATES))
         task = partial(open_loop_frames, rows=rows, context=context)
-        frames = self._algorithm._on_learners(task)[0]
+        frames = self._algorithm._on_learners(task, [0])[0]
         leaves = leaf_spaces(self._algorithm.spaces[DEFAULT_MODULE_ID][0])
         for key, model in frames.items():
             truth = canonical(rows[f"obs/{key}"][:, 1:], leaves[key])

@@ -134,6 +134,11 @@ class ImageDecoder(nn.Module):
         depths = [config.depth * mult for mult in config.mults]
         self.blocks = config.decoder_blocks or config.blocks
         self.start = (h // shrink, w // shrink, depths[-1])
+        if depths[-1] % self.blocks:
+            raise ValueError(
+                f"depth={config.depth} times the last of mults={config.mults} must be a multiple "
+                f"of the decoder's {self.blocks} blocks."
+            )
         size = self.start[0] * self.start[1] * self.start[2]
         self.deter_in = nets.BlockLinear(config.deter, size, self.blocks)
         self.stoch_in = nets.Layer(config.stoch * config.classes, 2 * config.units, config.norm)

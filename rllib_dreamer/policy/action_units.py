@@ -61,5 +61,8 @@ def _bounded(space: spaces.Box) -> bool:
 
 
 def _bounds(space: spaces.Box, device: torch.device) -> tuple[Tensor, Tensor]:
-    low, high = np.asarray(space.low, np.float32), np.asarray(space.high, np.float32)
+    """The bounds as float32, rounded inwards so that an action within them is within the space."""
+    low, high = space.low.astype(np.float32), space.high.astype(np.float32)
+    low = np.where(low < space.low, np.nextafter(low, np.float32(np.inf)), low)
+    high = np.where(high > space.high, np.nextafter(high, np.float32(-np.inf)), high)
     return torch.from_numpy(low).to(device), torch.from_numpy(high).to(device)

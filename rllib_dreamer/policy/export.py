@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import platform
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from importlib import metadata
@@ -140,10 +141,12 @@ def _describe(policy: PolicyParts) -> dict[str, Any]:
 
 
 def _env_name(env: Any) -> str | None:
-    """A name by which `rllib evaluate` finds the environment: for a class its path."""
+    """A name by which `rllib evaluate` finds the environment: for a class its path, or None."""
     if env is None or isinstance(env, str):
         return env
-    return f"{env.__module__}.{env.__qualname__}"
+    module, name = getattr(env, "__module__", ""), getattr(env, "__qualname__", "")
+    found = getattr(sys.modules.get(module), name, None)
+    return f"{module}.{name}" if found is env else None
 
 
 def _check_standard(agent: Agent) -> None:
