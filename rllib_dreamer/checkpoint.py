@@ -15,6 +15,8 @@ from pathlib import Path
 
 from pyarrow.fs import FileSystem, LocalFileSystem, copy_files
 
+from rllib_dreamer.atomic import write_text
+
 MANIFEST = "manifest.json"
 REPLAY_FOLDER = "replay"
 _UNFINISHED = ".unfinished"
@@ -41,12 +43,7 @@ def seal(folder: str | Path) -> None:
     entries = {}
     for path in _files(folder):
         entries[path.relative_to(folder).as_posix()] = [path.stat().st_size, _digest(path)]
-    temporary = folder / f"{MANIFEST}.tmp"
-    with temporary.open("w") as file:
-        json.dump({"files": entries}, file, indent=0)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(folder / MANIFEST)
+    write_text(folder / MANIFEST, json.dumps({"files": entries}, indent=0))
 
 
 @contextmanager

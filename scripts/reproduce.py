@@ -17,6 +17,7 @@ from typing import Annotated
 import torch
 import typer
 from experiments import EPISODES, EVALUATION_SEED, EXPERIMENTS, Experiment
+from filelock import FileLock
 from reproduce_results import Results
 from reproduce_runs import ROOT, SeedRun, write_json
 
@@ -92,7 +93,8 @@ def run_experiment(
                 typer.echo(f"{name}, seed {run.seed}, until {limits}")
                 run.train(stop)
                 run.evaluate(stop)
-                results.write(name, experiment, seeds)
+                with FileLock(folder.parent / "results.lock"):  # other seeds may train beside it
+                    results.write(name, experiment, seeds)
 
 
 def check_unchanged(name: str, experiment: Experiment, record: Path) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 from experiments import EXPERIMENTS, Experiment
 from reproduce_runs import SeedRun, write_json
 
+from rllib_dreamer.atomic import write_text
 from rllib_dreamer.cli.plot import find_references
 from rllib_dreamer.evaluation import plots
 from rllib_dreamer.evaluation.curves import Curve, Reference, Trial, band
@@ -36,11 +37,11 @@ class Results(NamedTuple):
         Args:
             name: The experiment's name.
             experiment: The experiment.
-            runs: Its seeds, of which at least one has reached the first stop.
+            runs: Its seeds, of which at least one was evaluated at the first stop.
         """
         folder = self.folder / name
         folder.mkdir(parents=True, exist_ok=True)
-        begun = [run for run in runs if run.stretches(0)]
+        begun = [run for run in runs if run.evaluated(0)]
         trials = {run.seed: run.curve() for run in begun}
         for seed, trial in trials.items():
             write_curve(folder / f"seed_{seed}.csv", trial)
@@ -89,7 +90,7 @@ def summarize(experiment: Experiment, runs: list[SeedRun], env: str) -> dict[str
     """
     stops = []
     for number, stop in enumerate(experiment.stops):
-        seeds = [_summarize_seed(run, number) for run in runs if run.stretches(number)]
+        seeds = [_summarize_seed(run, number) for run in runs if run.evaluated(number)]
         if seeds:
             returns = [np.array(seed["episode_returns"]) for seed in seeds]
             interval = stratified_bootstrap(returns, mean)
@@ -177,7 +178,7 @@ def write_rows(page: Path, name: str, rows: list[str]) -> None:
     order = sorted(table, key=[*EXPERIMENTS, *table].index)
     header = [_line(COLUMNS), "|" + "---|" * len(COLUMNS)]
     body = "\n".join([*header, *(row for owner in order for row in table[owner])])
-    page.write_text(f"{head}{BEGIN}\n\n{body}\n\n{END}{tail}")
+    write_text(page, f"{head}{BEGIN}\n\n{body}\n\n{END}{tail}")
 
 
 def _line(cells: tuple[str, ...]) -> str:

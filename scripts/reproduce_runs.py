@@ -24,6 +24,7 @@ import psutil
 import torch
 from experiments import EPISODES, EVALUATION_SEED, Experiment
 
+from rllib_dreamer.atomic import write_text
 from rllib_dreamer.evaluation.curves import Trial, find_trials, read_trial
 from rllib_dreamer.hardware import available_cpus
 
@@ -134,8 +135,8 @@ class SeedRun:
         Raises:
             RuntimeError: If the evaluation fails.
         """
-        folder = self.folder / f"seed_{self.seed}_evaluation_{stop}"
-        if not (folder / "metrics.json").is_file():
+        folder = self._evaluation(stop)
+        if not self.evaluated(stop):
             words = ["evaluate", str(self.tune_folder), "--which", "last"]
             words += ["--episodes", str(EPISODES), "--seed", str(EVALUATION_SEED)]
             words += ["--save-dir", str(folder), "--file", str(ROOT / self.experiment.file)]
@@ -148,10 +149,17 @@ class SeedRun:
             metrics["episode_returns"] = [float(row.split(",")[2]) for row in list(rows)[1:]]
         return metrics
 
+    def evaluated(self, stop: int) -> bool:
+        """Whether `evaluate(stop)` was done before; its last file is `metrics.json`."""
+        return bool(self.stretches(stop)) and (self._evaluation(stop) / "metrics.json").is_file()
+
     def curve(self) -> Trial:
         """The learning curve so far."""
         (folder,) = find_trials(self.tune_folder)
         return read_trial(folder)
+
+    def _evaluation(self, stop: int) -> Path:
+        return self.folder / f"seed_{self.seed}_evaluation_{stop}"
 
     def _stop(self, number: int) -> dict[str, float]:
         return self.experiment.stops[number]
@@ -232,7 +240,5 @@ def hardware(cuda: bool) -> str:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Replaces a JSON file in one step, so that a kill leaves the old one or the new one."""
-    part = path.with_name(f"{path.name}.part")
-    part.write_text(json.dumps(content, indent=1) + "\n")
-    part.replace(path)
+    """Replaces a JSON file in one step."""
+    write_text(path, json.dumps(content, indent=1) + "\n")

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import math
 import os
+import pickle
 import shutil
 import signal
 import subprocess
@@ -12,23 +12,31 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import pytest
 from ray import tune
 from ray.rllib.algorithms.ppo import PPOConfig
-from ray.tune import CheckpointConfig
+from ray.tune import Checkpoint, CheckpointConfig
 
 from rllib_dreamer.cli.app import resume_without_path, run
-from rllib_dreamer.cli.errors import CommandError, did_you_mean, first_line
+from rllib_dreamer.cli.errors import CommandError
 from rllib_dreamer.cli.experiment import experiment_from_file, experiment_from_names, has_search
 from rllib_dreamer.cli.options import TrainOptions
 from rllib_dreamer.cli.overrides import apply_overrides, check_stop, parse_stop, parse_value
-from rllib_dreamer.cli.progress import ABSENT, TrialView, as_line, as_table
-from rllib_dreamer.cli.reporter import SCORE, RunReporter
+from rllib_dreamer.cli.reporter import SCORE
 from rllib_dreamer.cli.resume import find_experiment, mend_experiment
-from rllib_dreamer.cli.stopping import STOP_ALIASES, StopCondition
-from rllib_dreamer.cli.train import checkpoint_config, spread_seeds, wandb_loggers
+from rllib_dreamer.cli.session import ray_session
+from rllib_dreamer.cli.stopping import STOP_ALIASES
+from rllib_dreamer.cli.summary import evaluation_hint
+from rllib_dreamer.cli.train import (
+    checkpoint_config,
+    run_experiment,
+    spread_seeds,
+    wandb_loggers,
+)
+from rllib_dreamer.dreamer_config import DreamerConfig
 
 PPO_FILE = """
 import gymnasium
@@ -303,7 +311,8 @@ def test_algorithm_by_name() -> None:
 
 def test_another_kind_of_env_drops_the_env_config_of_the_file() -> None:
     walker = Path(__file__).parents[1] / "tuned_examples" / "walker.py"
-    for env, expected in (("dmc/hopper-hop", {"action_repeat": 2}), ("ALE/Pong-v5", {})):
+    kept = {"action_repeat": 2}
+    for env, expected in (("dmc/hopper-hop", kept), ("DMC/hopper/hop", kept), ("ALE/Pong-v5", {})):
         assert experiment_from_file(walker, options(env=env)).config.env_config == expected
     given = options(env="CartPole-v1", set=["env_config.action_repeat=3"])
     assert experiment_from_file(walker, given).config.env_config == {"action_repeat": 3}
@@ -341,89 +350,11 @@ def test_missing_wandb_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     assert wandb_loggers(options()) == []
 
 
-# ---- stopping and progress ----
-
-
-def test_stop_condition_uses_short_names_and_waits_for_missing_metrics() -> None:
-    condition = StopCondition({"env_steps": 10, "env_runners/episode_return_mean": 5})
-    assert not condition("t", {"dreamer": {"env_steps": 9}})
-    assert not condition("t", {"env_runners": {"episode_return_mean": math.nan}})
-    assert condition("t", {"dreamer": {"env_steps": 10}})
-    assert condition("t", {"num_env_steps_sampled_lifetime": 10})
-    assert condition("t", {"env_runners": {"episode_return_mean": 5.0}})
-
-
-def test_a_requested_stop_ends_trials_at_their_next_result_only() -> None:
-    condition = StopCondition({})
-    assert not condition("t", {})
-    condition.request()
-    assert condition("t", {})
-    assert not condition.stop_all()
-
-
-def result(step: int, **more: Any) -> dict[str, Any]:
-    return {
-        "training_iteration": step,
-        "dreamer": {"env_steps": 20 * step, "agent_steps": 10 * step, "updates": 5 * step},
-        "env_runners": {"episode_return_mean": math.nan},
-        "learners": {"default_policy": {"loss_image": 2.5, "loss_dyn": 1.0}},
-        **more,
-    }
-
-
-def test_progress_shows_no_nan_before_the_first_episode_ends() -> None:
-    view = TrialView({"env_steps": 100})
-    view.add(0.0, result(1))
-    cells = dict(view.cells())
-    assert cells["return"] == cells["length"] == ABSENT
-    assert "nan" not in as_line(view.cells())
-
-
-def test_progress_figures() -> None:
-    view = TrialView({"env_steps": 100})
-    for step in (1, 2, 3):
-        view.add(2.0 * step, result(step))
-    view.add(8.0, result(4, env_runners={"episode_return_mean": 12.5, "episode_len_mean": 7.0}))
-    view.add(10.0, result(4))
-    view.add(10.0, result(4))
-    cells = dict(view.cells())
-    assert cells["env steps"] == "80"
-    assert cells["return"] == "12.5"
-    assert cells["image"] == "2.5"
-    # 60 env steps in 8 s, 20 to go.
-    assert view.seconds_left() == pytest.approx(20 / (60 / 8))
-    assert cells["left"] == "0m03s"
-
-
-def test_progress_of_other_algorithms() -> None:
-    view = TrialView({})
-    learners = {"default_policy": {"total_loss": 1.5}}
-    for second, steps in ((1.0, 100), (3.0, 300)):
-        view.add(second, {"num_env_steps_sampled_lifetime": steps, "learners": learners})
-    cells = dict(view.cells())
-    assert (cells["env steps"], cells["steps/s"], cells["left"]) == ("300", "100", ABSENT)
-    assert cells["total_loss"] == "1.5"
-    assert as_table({"a": view, "b": view}).row_count == 2
-
-
-def test_score_is_the_last_known_return() -> None:
-    reporter = RunReporter()
-    scores = []
-    for value in (math.nan, 3.0, math.nan):
-        given: dict[str, Any] = {"env_runners": {"episode_return_mean": value}}
-        reporter.on_train_result(algorithm=None, result=given)  # type: ignore[arg-type]
-        scores.append(given[SCORE])
-    assert math.isnan(scores[0]) and scores[1:] == [3.0, 3.0]
-
-
-def test_did_you_mean_and_first_line() -> None:
-    assert did_you_mean("walkr", ["walker", "hopper"]) == " (did you mean walker?)"
-    assert did_you_mean("zzz", ["walker"]) == ""
-    assert first_line(ValueError("one\ntwo")) == "ValueError: one"
-    remote = RuntimeError(
-        "ray::PPO()\n  File x\nValueError: unknown size\nDuring ...\nTypeError: b"
-    )
-    assert first_line(remote) == "ValueError: unknown size"
+def test_the_wandb_key_is_not_written_to_the_experiment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", "")
+    (logger,) = wandb_loggers(options(wandb_project="p", wandb_key="my-secret"))
+    assert b"my-secret" not in pickle.dumps(logger)
+    assert os.environ["WANDB_API_KEY"] == "my-secret"
 
 
 # ---- real runs ----
@@ -435,8 +366,8 @@ def test_a_run_reports_and_names_its_checkpoints(trained: Trained) -> None:
     assert "until training_iteration >= 2" in out
     assert "env steps" in out and "nan" not in out.lower()
     lines = out.splitlines()
-    assert lines[-3].startswith("best checkpoint: ") and lines[-2].startswith("last checkpoint: ")
-    path = lines[-1].removeprefix("evaluate it: rllib evaluate ")
+    assert lines[-2].startswith("best checkpoint: ") and lines[-1].startswith("last checkpoint: ")
+    path = lines[-1].removeprefix("last checkpoint: ").partition(" (return ")[0]
     assert (Path(path) / "rllib_checkpoint.json").is_file()
     assert iterations(trained.folder) == marks(trained.folder) == [1, 2]
 
@@ -456,14 +387,22 @@ def test_find_experiment(trained: Trained) -> None:
     assert find_experiment("", storage, "short", "own") == trained.folder
     with pytest.raises(CommandError, match=r"no experiment 'shrt'.*did you mean short"):
         find_experiment("", storage, "shrt", "own")
-    with pytest.raises(CommandError, match=r"no experiment own_\* in"):
-        find_experiment("", storage, None, "own")
-    own, other = storage / "own_2026-01-31_09-05-00", storage / "own_other_2026-01-31_09-06-00"
-    shutil.copytree(trained.folder, own)
+    with pytest.raises(CommandError, match="no experiment of another in"):
+        find_experiment("", storage, None, "another")
+    dated, other = storage / "own_2026-01-31_09-05-00", storage / "own_other_2026-01-31_09-06-00"
+    shutil.copytree(trained.folder, dated)
     shutil.copytree(trained.folder, other)  # of another file, and newer
-    assert find_experiment("", storage, None, "own") == own
-    shutil.rmtree(own)
+    (other / "rllib_dreamer.txt").write_text("own_other\n")
+    os.utime(next(dated.glob("experiment_state-*")), (0, 0))
+    assert find_experiment("", storage, None, "own") == trained.folder  # by the file, not the name
+    shutil.rmtree(dated)
     shutil.rmtree(other)
+
+
+def test_resume_refuses_a_number_of_samples(ppo_file: Path) -> None:
+    given = options(resume="", num_samples=3)
+    with pytest.raises(CommandError, match="--num-samples is for new runs"):
+        run_experiment(experiment_from_file(ppo_file, given), given)
 
 
 def test_resume_survives_a_half_written_state_and_checkpoint(
@@ -552,6 +491,38 @@ def test_a_config_too_large_for_the_machine_is_told_at_once(ppo_file: Path, tmp_
     assert "needs 501 CPUs" in err
 
 
+def test_a_cluster_may_grow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it has now is checked only where Ray is this machine's."""
+    monkeypatch.setattr("ray.is_initialized", lambda: True)
+    for address, variable, local in (
+        (None, None, True),
+        ("auto", None, False),
+        (None, "10.0.0.1:6379", False),
+    ):
+        monkeypatch.delenv("RAY_ADDRESS", raising=False)
+        if variable is not None:
+            monkeypatch.setenv("RAY_ADDRESS", variable)
+        with ray_session(address, verbose=True) as found:
+            assert found is local
+
+
 def test_checkpoint_settings() -> None:
-    made = checkpoint_config(options(keep_checkpoints_num=0, checkpoint_freq=7))
+    given = options(keep_checkpoints_num=0, checkpoint_freq=7)
+    made = checkpoint_config(given, DreamerConfig())
     assert (made.num_to_keep, made.checkpoint_frequency, made.checkpoint_at_end) == (None, 7, True)
+    for seconds, iterations in ((20, 30), (7, 86), (None, 10), (0, 10)):
+        config = DreamerConfig().reporting(min_time_s_per_iteration=seconds)
+        assert checkpoint_config(options(), config).checkpoint_frequency == iterations
+    assert checkpoint_config(options(checkpoint_freq=0), config).checkpoint_frequency == 0
+
+
+def test_the_command_that_evaluates_names_the_file(ppo_file: Path, tmp_path: Path) -> None:
+    """An env that the file registers is known by running it; only our checkpoints are read."""
+    checkpoint = Checkpoint.from_directory(str(tmp_path))
+    results: Any = [SimpleNamespace(checkpoint=checkpoint, best_checkpoints=[], metrics={})]
+    cartpole = Path(__file__).parents[1] / "tuned_examples" / "cartpole.py"
+    ours = experiment_from_file(cartpole, options())
+    expected = f"evaluate it: rllib evaluate {tmp_path} --file {cartpole}"
+    assert evaluation_hint(results, ours) == [expected]
+    assert evaluation_hint(results, experiment_from_file(ppo_file, options())) == []
+    assert evaluation_hint([], ours) == []  # type: ignore[arg-type]

@@ -76,6 +76,28 @@ def test_action_repeat(name, config, expected):
     assert envs.action_repeat(name, config) == expected
 
 
+def test_action_repeat_of_a_family_under_another_name():
+    assert envs.action_repeat(envs.register_env("dmc/walker-walk", "my-walker"), {}) == 2
+    assert envs.action_repeat(envs.EnvCreator("atari100k/pong")) == 4
+
+
+@pytest.mark.parametrize(
+    ("env", "other", "expected"),
+    [
+        ("dmc/walker-walk", "DMC/hopper/hop", True),
+        ("ALE/Pong-v5", "atari100k/pong", False),
+        ("robosuite/Lift", "dmc/walker-walk", False),
+        ("CartPole-v1", "CartPole-v1", True),
+        ("CartPole-v1", "Acrobot-v1", False),
+        ("CartPole-v1", None, False),
+        (Slider, Slider, True),
+        (Slider, "dmc/walker-walk", False),
+    ],
+)
+def test_an_env_config_holds_within_a_family(env, other, expected):
+    assert envs.shares_options(env, other) is expected
+
+
 def keys_of_the_docs():
     """The table "Keys of env_config": which keys each family takes."""
     page = (Path(__file__).parents[1] / "docs" / "environments.md").read_text()

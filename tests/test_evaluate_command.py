@@ -23,11 +23,12 @@ from tiny import IMAGE, MODEL, VECTOR, RandomEnv, built, tiny_config
 
 from rllib_dreamer import cli
 from rllib_dreamer.cli import app as cli_app
+from rllib_dreamer.cli.evaluate import environment
 from rllib_dreamer.dreamer_catalog import action_spec, obs_spec
 from rllib_dreamer.envs import make_env
 from rllib_dreamer.evaluation.environments import build_env, check_spaces
 from rllib_dreamer.evaluation.episodes import Episode, Rules, play
-from rllib_dreamer.evaluation.run import evaluate
+from rllib_dreamer.evaluation.run import evaluate, write_results
 from rllib_dreamer.evaluation.world_model import AHEAD, CONTEXT, WorldModelProbe
 from rllib_dreamer.model.agent import build_agent
 from rllib_dreamer.model.codec import Decoder
@@ -368,6 +369,50 @@ class TestCommand:
         assert not ray.is_initialized()
         return folder
 
+    def test_what_an_earlier_evaluation_left_goes(self, tmp_path: Path) -> None:
+        (tmp_path / "open_loop.mp4").write_bytes(b"of another policy")
+        (tmp_path / "notes.mp4").write_bytes(b"not ours")
+        env = build_env("CartPole-v1")
+        policy = make_policy(env.observation_space, env.action_space)
+        rules = Rules(max_steps=2, draw=False)
+        found = evaluate(policy, "CartPole-v1", episodes=1, rules=rules)
+        names = {path.name for path in write_results(found, tmp_path)}
+        assert names == {"metrics.json", "episodes.csv", "report.html"}
+        assert {path.name for path in tmp_path.iterdir()} == names | {"notes.mp4"}
+
+    def test_metrics_come_last(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """They tell that an evaluation is complete."""
+        found = evaluate(make_policy(), Walk, episodes=1, rules=Rules(max_steps=2))
+        write_results(found, tmp_path)
+
+        def full(*arguments: Any) -> None:
+            raise OSError("no space left")
+
+        monkeypatch.setattr("rllib_dreamer.evaluation.report.write_report", full)
+        with pytest.raises(OSError, match="no space left"):
+            write_results(found, tmp_path)
+        assert not (tmp_path / "metrics.json").exists()
+
+    def test_results_have_a_folder_of_their_own(
+        self, saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        with pytest.raises(SystemExit) as ended:
+            cli.main(["evaluate", str(saved), "--episodes", "1", "--max-steps", "2"])
+        assert ended.value.code == 0
+        (folder,) = (tmp_path / "evaluations").iterdir()
+        assert (folder / "metrics.json").is_file()
+
+    def test_the_config_of_the_training_holds_within_its_family(self) -> None:
+        policy = make_policy()
+        policy.env, policy.env_config = "dmc/walker-walk", {"action_repeat": 4}
+        for env, expected in (
+            (None, {"action_repeat": 4, "size": 32}),
+            ("DMC/walker/run", {"action_repeat": 4, "size": 32}),
+            ("CartPole-v1", {"size": 32}),
+        ):
+            assert environment(policy, env, {"size": 32}) == (env or policy.env, expected)
+
     def test_metrics(self, results: Path) -> None:
         found = json.loads((results / "metrics.json").read_text())
         assert found["returns"]["n"] == 4
@@ -452,6 +497,7 @@ class TestCommand:
             (["{saved}", "--env", "CartPole-v1"], "the policy was trained on"),
             (["{saved}", "--which", "first"], "must be one of best, last"),
             (["{saved}", "--episodes", "0"], "--episodes"),
+            (["{saved}", "--device", "gpu"], "--device: got 'gpu'; must be cpu or cuda"),
             (["{saved}", "--save-dir", "{saved}/manifest.json"], "--save-dir: "),
         ],
     )

@@ -117,6 +117,16 @@ def test_labels_pool_runs_and_environments_part_them(tmp_path: Path) -> None:
     assert labels == ["one=1", "two", "two"]
 
 
+def test_settings_part_the_trials_of_a_search(tmp_path: Path) -> None:
+    for number, (lr, seed) in enumerate([(1e-4, 0), (1e-4, 1), (1e-2, 0)]):
+        folder = write_trial(tmp_path / "run" / str(number), straight(1.0))
+        params = {"env": "dmc/walker-walk", "seed": seed, "f": f"<function f at 0x7f{number}>"}
+        (folder / "params.json").write_text(json.dumps({**params, "lr": lr, "d": {"a": 1}}))
+    found = curves.read_curves([f"mine={tmp_path / 'run'}"])
+    summary = [(curve.label, len(curve.trials)) for curve in found]
+    assert summary == [("mine lr=0.0001", 2), ("mine lr=0.01", 1)]
+
+
 def test_average_covers_what_all_seeds_cover() -> None:
     def trial(first: int, last: int, slope: float) -> curves.Trial:
         x = np.arange(first, last + 1, 10, dtype=float)
@@ -125,7 +135,8 @@ def test_average_covers_what_all_seeds_cover() -> None:
     line = curves.average([trial(10, 100, 1.0), trial(30, 80, 3.0)], points=11)
     np.testing.assert_allclose(line.x, np.linspace(30, 80, 11))
     np.testing.assert_allclose(line.mean, 2.0 * line.x)
-    assert (line.low < line.mean).all() and (line.mean < line.high).all()
+    np.testing.assert_allclose(line.low, line.x)
+    np.testing.assert_allclose(line.high, 3.0 * line.x)
     single = curves.average([trial(10, 100, 1.0)], axis="hours")
     np.testing.assert_allclose(single.low, single.high)
     assert single.x[-1] == 10.0
@@ -254,7 +265,7 @@ def test_published_value_is_left_blank_where_none_is_published(tmp_path: Path) -
         arguments = ([str(tmp_path / run)], tmp_path / f"{run}_out")
         plot_command.write_learning_curves(*arguments, reference="dmc_vision")
         page = (tmp_path / f"{run}_out" / "report.html").read_text(encoding="utf-8")
-        assert page.count("<td>-</td>") == 2  # the interval of a single seed, and the published
+        assert page.count("<td>-</td>") == 2  # the range of a single seed, and the published
 
 
 def test_errors_name_the_field(tmp_path: Path) -> None:

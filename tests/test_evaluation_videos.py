@@ -45,6 +45,16 @@ def test_film_can_be_read_back(tmp_path: Path) -> None:
     assert content.index(b"moov") < content.index(b"mdat")  # plays before it is fully loaded
 
 
+def test_a_long_film_is_enlarged_frame_by_frame(monkeypatch: pytest.MonkeyPatch) -> None:
+    shapes = []
+    enlarge = videos.upscale
+    monkeypatch.setattr(
+        videos, "upscale", lambda x, side: shapes.append(x.shape) or enlarge(x, side)
+    )
+    videos.encode_mp4(moving_square(5, 32))
+    assert set(shapes) == {(32, 32, 3)} and len(shapes) >= 5
+
+
 @pytest.mark.parametrize(("h", "w"), [(33, 47), (100, 87), (301, 257), (400, 300)])
 def test_upscale_gives_even_sizes_and_keeps_pixels(h: int, w: int) -> None:
     frames = np.random.default_rng(0).integers(0, 256, (2, h, w, 3), np.uint8)

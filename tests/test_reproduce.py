@@ -185,6 +185,25 @@ def test_all_seeds_reach_a_stop_before_the_next(
     assert refused.exit_code == 2 and "--seed 5 is not one of tiny" in refused.output
 
 
+def test_a_seed_that_is_evaluated_elsewhere_is_left_alone(
+    tiny_experiment: Experiment, tmp_path: Path
+) -> None:
+    """Seeds may run side by side: what another process is at counts once it is complete."""
+    both = tiny_experiment._replace(seeds=(3, 4))
+    runs = [reproduce_runs.SeedRun(both, seed, tmp_path / "runs") for seed in both.seeds]
+    stretch = {"stop": both.stops[0], "begun": "", "seconds": 1.0, "cpu_seconds": 1.0}
+    stretch |= {"commit": "", "hardware": "", "reached": True}
+    metrics = {"returns": {"mean": 2.0}, "policy": {"agent_steps": 100}, "action_repeat": 1}
+    for run in runs:
+        evaluation = tmp_path / "runs" / f"seed_{run.seed}_evaluation_0"
+        evaluation.mkdir(parents=True)
+        (evaluation / "episodes.csv").write_text("episode,seed,return\n0,0,1.0,\n1,1,3.0,\n")
+        (tmp_path / "runs" / f"seed_{run.seed}_stretches.json").write_text(json.dumps([stretch]))
+    (evaluation / "metrics.json").write_text(json.dumps(metrics))
+    (stop,) = reproduce_results.summarize(both, runs, "CartPole-v1")["stops"]
+    assert [seed["seed"] for seed in stop["seeds"]] == [4] and stop["return"] == 2.0
+
+
 def test_a_gpu_is_asked_for(places: Places, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     done = call(places, "pong100k_gpu")

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
 
+import torch
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -13,6 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rllib_dreamer.cli.errors import CommandError, RunFailed
 from rllib_dreamer.cli.experiment import import_file
 from rllib_dreamer.cli.session import prepare
+from rllib_dreamer.envs import shares_options
 from rllib_dreamer.evaluation.episodes import Rules
 from rllib_dreamer.evaluation.run import Evaluation, evaluate, write_results
 from rllib_dreamer.policy.checkpoint_reader import DEFAULT_STORAGE, find_checkpoint
@@ -31,7 +36,9 @@ def evaluate_command(
         ),
     ],
     episodes: Annotated[int, typer.Option(min=1, help="How many episodes to play.")] = 20,
-    save_dir: Annotated[Path, typer.Option(help="Where the results go.")] = Path("results"),
+    save_dir: Annotated[
+        Path | None, typer.Option(help="Where the results go; evaluations/DATE_TIME by default.")
+    ] = None,
     env: Annotated[
         str | None, typer.Option("--env", "-e", help="Environment; that of the training if unset.")
     ] = None,
@@ -53,11 +60,12 @@ def evaluate_command(
         Path | None, typer.Option(help="Python file that registers the environment.")
     ] = None,
     storage_path: Annotated[str, typer.Option(help="Where experiments lie.")] = DEFAULT_STORAGE,
+    device: Annotated[str, typer.Option(help="Where the policy computes: cpu, cuda.")] = "cpu",
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show tracebacks.")] = False,
 ) -> None:
     """Play episodes with a trained policy; report returns, the world model and videos.
 
-    Example: rllib evaluate best --episodes 20 --save-dir results/
+    Example: rllib evaluate best --episodes 20 --save-dir evaluation/
     """
     prepare(verbose)
     console = Console()
@@ -65,20 +73,44 @@ def evaluate_command(
     changes = parse_env_config(env_config)
     if file is not None:
         import_file(file)  # for what it registers
+    check_device(device)
+    folder = save_dir or Path("evaluations") / f"{datetime.now():%Y-%m-%d_%H-%M-%S}"
     try:
-        policy = _load(checkpoint, which, storage_path, console)
-        source, config = _environment(policy, env, changes)
-        save_dir.mkdir(parents=True, exist_ok=True)  # an error now loses nothing
+        policy = _load(checkpoint, which, storage_path, device, console)
+        source, config = environment(policy, env, changes)
+        with _errors_of(folder):
+            folder.mkdir(parents=True, exist_ok=True)  # an error now loses nothing
         evaluation = _play(policy, source, config, console, episodes, num_envs, rules)
-    except OSError as error:
-        raise CommandError(f"--save-dir: {error}") from error
     except ValueError as error:
         raise CommandError(" ".join(str(error).split())) from error
-    except RuntimeError as error:  # what an env raises, see `CheckedEnv`
+    except (RuntimeError, OSError) as error:  # of an env (see `CheckedEnv`), or of files
         raise RunFailed(" ".join(str(error).split())) from error
-    written = write_results(evaluation, save_dir)
+    with _errors_of(folder):
+        written = write_results(evaluation, folder)
     lines = [*summary_lines(evaluation), *(str(path) for path in written)]
     console.print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)
+
+
+def check_device(device: str) -> None:
+    """Refuses a device that PyTorch does not know or cannot use.
+
+    Raises:
+        CommandError: Naming the reason.
+    """
+    try:
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:  # the latter of a PyTorch without CUDA
+        reason = str(error).partition("\n")[0]
+        raise CommandError(f"--device: got {device!r}; must be cpu or cuda ({reason})") from error
+
+
+@contextmanager
+def _errors_of(folder: Path) -> Iterator[None]:
+    """Tells errors of writing as those of `--save-dir`."""
+    try:
+        yield
+    except OSError as error:
+        raise CommandError(f"--save-dir: {error}") from error
 
 
 def parse_env_config(text: str | None) -> dict[str, Any]:
@@ -119,22 +151,24 @@ def summary_lines(evaluation: Evaluation) -> list[str]:
     return lines
 
 
-def _load(checkpoint: str, which: str, storage: str, console: Console) -> DreamerPolicy:
+def _load(
+    checkpoint: str, which: str, storage: str, device: str, console: Console
+) -> DreamerPolicy:
     """Loads the policy and says from where."""
     path = Path(checkpoint).expanduser()
     folder = path if is_exported(path) else find_checkpoint(checkpoint, which, storage)
     console.print(f"evaluating {folder}", markup=False, highlight=False, soft_wrap=True)
-    return DreamerPolicy.from_checkpoint(folder)
+    return DreamerPolicy.from_checkpoint(folder, device=device)
 
 
-def _environment(
+def environment(
     policy: DreamerPolicy, env: str | None, changes: dict[str, Any]
 ) -> tuple[Any, dict[str, Any]]:
-    """The environment to play in, and its config; that of the training unless another is named."""
+    """The environment to play in, and its config: that of the training within its family."""
     trained = policy.env
     if env is None and trained is None:
         raise CommandError("the policy does not say where it was trained; use --env NAME")
-    config = policy.env_config if env in (None, trained) else {}
+    config = policy.env_config if env is None or shares_options(env, trained) else {}
     return env or trained, {**config, **changes}
 
 

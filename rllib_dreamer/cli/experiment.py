@@ -19,7 +19,7 @@ from rllib_dreamer.cli.options import TrainOptions
 from rllib_dreamer.cli.overrides import apply_overrides, check_stop, parse_stop
 from rllib_dreamer.cli.stopping import lookup
 from rllib_dreamer.dreamer_config import DreamerConfig
-from rllib_dreamer.envs import action_repeat, family_of, validate_env_name
+from rllib_dreamer.envs import action_repeat, shares_options, validate_env_name
 
 DEFAULT_ALGORITHM = "DreamerTorch"
 _ADVICE_OF_RLLIB = " To suppress all validation errors"  # at the end of each message
@@ -32,11 +32,13 @@ class Experiment(NamedTuple):
         config: The complete, checked config.
         limits: The stop condition: metric name -> limit, empty for none.
         name: A name for the experiment folder when the user gives none.
+        file: The file that describes it, None without one.
     """
 
     config: AlgorithmConfig
     limits: dict[str, float]
     name: str
+    file: Path | None = None
 
 
 def experiment_from_file(path: Path, options: TrainOptions) -> Experiment:
@@ -66,7 +68,7 @@ def experiment_from_file(path: Path, options: TrainOptions) -> Experiment:
     if options.run is not None:
         config = _with_algorithm(config, options.run)
     limits = check_stop(getattr(module, "stop", None), f"'stop' of {path}")
-    return _finished(config, limits, path.stem, options)
+    return _finished(config, limits, path.stem, options)._replace(file=path)
 
 
 def experiment_from_names(options: TrainOptions) -> Experiment:
@@ -134,7 +136,7 @@ def _finished(
 ) -> Experiment:
     """Applies the options to a config and checks it."""
     if options.env is not None:
-        if family_of(options.env) is None or family_of(options.env) != family_of(config.env):
+        if not shares_options(options.env, config.env):
             config.env_config = {}  # its keys mean nothing to another kind of env
         config.environment(env=options.env)
     if options.stop is not None:

@@ -88,14 +88,14 @@ class TrainOptions:
         ),
     ] = None
     checkpoint_freq: Annotated[
-        int,
+        int | None,
         typer.Option(
             "--checkpoint-freq",
             min=0,
-            help="Iterations between checkpoints, 0 for none.",
+            help="Iterations between checkpoints, 0 for none; about ten minutes by default.",
             rich_help_panel=_SAVE,
         ),
-    ] = 10
+    ] = None
     checkpoint_at_end: Annotated[
         bool,
         typer.Option(

@@ -13,8 +13,8 @@ from rllib_dreamer.cli.errors import CommandError
 from rllib_dreamer.evaluation import curves, plots, report
 
 _CAPTION = (
-    "Thin lines are seeds, the thick line is their mean with its 95 % bootstrap interval. A "
-    "return is the mean over the latest episodes, as the environment runners report it."
+    "Thin lines are seeds, the thick line is their mean, the band reaches from the lowest to the "
+    "highest. A return is the mean over the latest episodes, as the environment runners report it."
 )
 
 _BLANK = "-"
@@ -47,6 +47,8 @@ def plot(
         paths = write_learning_curves(runs, save_dir, reference=reference, task=task)
     except ValueError as error:
         raise CommandError(str(error)) from error
+    except OSError as error:
+        raise CommandError(f"--save-dir: {error}") from error
     for path in paths:
         typer.echo(str(path))
 
@@ -139,7 +141,7 @@ def _section(
 def _table(group: Sequence[curves.Curve], reference: curves.Reference | None) -> report.Table:
     """Tells where each curve ends, and where the published one is at the same env steps."""
     published = [] if reference is None else ["official there", "official end"]
-    columns = ["", "return", "95 % interval", *published, "env steps", "hours", "seeds"]
+    columns = ["", "return", "lowest to highest seed", *published, "env steps", "hours", "seeds"]
     rows = [_row(curve, reference) for curve in group]
     return report.Table("Where the curves end", columns, rows, wide=True)
 

@@ -17,8 +17,8 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from rllib_dreamer.cli.errors import first_line
-from rllib_dreamer.cli.stopping import lookup
+from rllib_dreamer.cli.errors import did_you_mean, first_line
+from rllib_dreamer.cli.stopping import STOP_ALIASES, lookup, unknown_metrics
 
 #: Shown for a number that is not there yet.
 ABSENT = "\N{EN DASH}"
@@ -180,9 +180,12 @@ class ProgressDisplay(Callback):
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
     ) -> None:
         """Takes a result and shows it."""
+        first = not self.views
         view = self.views.setdefault(trial.trial_id, TrialView(self.limits))
         now = time.monotonic()
         view.add(now, result)
+        if first:
+            self._warn_of_limits(view.newest)
         if self.console.is_terminal:
             self._draw()
         elif now - self.last_line >= LINE_PERIOD or result.get("done"):
@@ -195,6 +198,12 @@ class ProgressDisplay(Callback):
         if self.live is not None:
             self.live.stop()
             self.live = None
+
+    def _warn_of_limits(self, result: Mapping[str, Any]) -> None:
+        """Says which limits will not stop the run unless later results have their metrics."""
+        for name in unknown_metrics(result, self.limits):
+            near = did_you_mean(name, [*STOP_ALIASES, *result])
+            self._print(f"stop: the results have no metric {name!r} to stop by{near}")
 
     def _draw(self) -> None:
         if self.live is None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import copy
 import json
-import os
 import re
 import shutil
 from collections.abc import Mapping
@@ -25,6 +24,7 @@ from ray.tune.experiment import Trial
 from ray.tune.utils import flatten_dict
 from ray.tune.utils.serialization import TuneFunctionEncoder, _loads_with_cloudpickle
 
+from rllib_dreamer.atomic import write_text
 from rllib_dreamer.cli.errors import CommandError, RunFailed, did_you_mean
 from rllib_dreamer.cli.experiment import has_search
 from rllib_dreamer.cli.reporter import SCORE
@@ -32,8 +32,9 @@ from rllib_dreamer.cli.reporter import SCORE
 _STATE_FILES = "experiment_state-*.json"
 #: The last state that was read whole; Tune's own file may be cut short by a kill.
 _BACKUP_FILE = "last_good_state.json"
+#: What the experiment is one of, see `CheckpointMarker`.
+_NAME_FILE = "rllib_dreamer.txt"
 _CHECKPOINT_FOLDER = re.compile(r"checkpoint_(\d+)")
-_STARTED = r"_\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d"  # ends the name that an experiment is given
 _MARK = "rllib_dreamer"
 _KEPT_OF_THE_RUN = ("_session_str", "_start_time", "_total_time", "_iteration")
 
@@ -51,22 +52,26 @@ class Resumed(NamedTuple):
 
 
 class CheckpointMarker(Callback):
-    """Tune callback that marks each finished checkpoint with its metrics.
+    """Tune callback that marks the experiment with its name, each finished checkpoint with metrics.
 
     Args:
+        name: The name of the file or algorithm, by which `--resume` finds the experiment.
         trial_ids: On a resumed run, the only trials that may start: Tune begins anew,
             without an error, when it cannot read the state.
     """
 
-    def __init__(self, trial_ids: list[str] | None = None) -> None:
-        self.trial_ids = trial_ids
+    def __init__(self, name: str, trial_ids: list[str] | None = None) -> None:
+        self.name, self.trial_ids = name, trial_ids
 
     def on_trial_start(
         self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
     ) -> None:
-        """Refuses a trial that is not one of the resumed."""
+        """Marks the experiment; refuses a trial that is not one of the resumed."""
         if self.trial_ids is not None and trial.trial_id not in self.trial_ids:
             raise RunFailed("Tune could not read the experiment's state (-v shows why)")
+        folder = Path(trial.storage.experiment_fs_path)
+        if folder.is_dir():
+            write_text(folder / _NAME_FILE, f"{self.name}\n")
 
     def on_checkpoint(
         self,
@@ -90,10 +95,10 @@ def find_experiment(path: str, storage: Path, name: str | None, default_name: st
 
     Args:
         path: The value of `--resume`: an experiment, or a trial or checkpoint inside one;
-            empty for the newest.
+            empty for the newest of this file or algorithm.
         storage: The folder of all experiments.
         name: The value of `--name`.
-        default_name: How the names of this file's (or algorithm's) experiments begin.
+        default_name: The name of this file or algorithm.
 
     Returns:
         The experiment's folder.
@@ -114,11 +119,10 @@ def find_experiment(path: str, storage: Path, name: str | None, default_name: st
             return storage / name
         near = did_you_mean(name, _names(storage))
         raise CommandError(f"--resume: no experiment {name!r} in {storage}{near}")
-    pattern = re.compile(re.escape(default_name) + _STARTED)
-    mine = [storage / other for other in _names(storage) if pattern.fullmatch(other)]
+    mine = [folder for other in _names(storage) if _is_of(folder := storage / other, default_name)]
     if not mine:
         raise CommandError(
-            f"--resume: no experiment {default_name}_* in {storage}; say which: --resume PATH"
+            f"--resume: no experiment of {default_name} in {storage}; say which: --resume PATH"
         )
     return max(mine, key=lambda folder: max(file.stat().st_mtime for file in _states(folder)))
 
@@ -157,7 +161,7 @@ def mend_experiment(
     state["trial_data"] = mended
     # The rest is of the old run: its stop condition, its settings, decisions half carried out.
     state["runner_data"] = {key: state["runner_data"][key] for key in _KEPT_OF_THE_RUN}
-    _write_atomically(file, json.dumps(state, cls=TuneFunctionEncoder))
+    write_text(file, json.dumps(state, cls=TuneFunctionEncoder))
     return Resumed([trial.trial_id for trial in trials], [_iteration(trial) for trial in trials])
 
 
@@ -236,6 +240,12 @@ def _is_experiment(folder: Path) -> bool:
     return folder.is_dir() and bool(_states(folder))
 
 
+def _is_of(experiment: Path, name: str) -> bool:
+    """Whether an experiment was started with this file or algorithm."""
+    mark = experiment / _NAME_FILE
+    return mark.is_file() and mark.read_text().strip() == name
+
+
 def _names(storage: Path) -> list[str]:
     """The names of all experiments in a folder."""
     if not storage.is_dir():
@@ -275,14 +285,4 @@ def _back_up_state(folder: Path) -> None:
     """Copies the newest state file if it is whole."""
     for file in _states(folder)[:1]:
         if _whole_state(file) is not None:
-            _write_atomically(folder / _BACKUP_FILE, file.read_text())
-
-
-def _write_atomically(file: Path, text: str) -> None:
-    """Replaces a file so that a kill leaves the old one or the new one, never a part."""
-    part = file.with_name(file.name + ".part")
-    with part.open("w") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
-    part.replace(file)
+            write_text(folder / _BACKUP_FILE, file.read_text())

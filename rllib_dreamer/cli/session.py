@@ -21,7 +21,7 @@ _LOGGERS = ("ray", "ray.tune", "ray.rllib", "ray.train")
 
 
 @contextmanager
-def ray_session(address: str | None, verbose: bool) -> Iterator[None]:
+def ray_session(address: str | None, verbose: bool) -> Iterator[bool]:
     """Starts or joins Ray, and leaves it afterwards unless it ran before.
 
     Args:
@@ -29,16 +29,16 @@ def ray_session(address: str | None, verbose: bool) -> Iterator[None]:
         verbose: Show the logs of Ray and of all workers.
 
     Yields:
-        Nothing.
+        Whether Ray is that of this machine alone, so that what it has now is all it will have.
 
     Raises:
         CommandError: If there is no cluster at the address.
     """
     prepare(verbose)
-    if ray.is_initialized():
-        yield
-        return
     local = address is None and not os.environ.get("RAY_ADDRESS")
+    if ray.is_initialized():
+        yield local
+        return
     # Without an address Ray joins any cluster that it finds on the machine, also a stranger's.
     options: dict[str, Any] = {"address": "local", "include_dashboard": False}
     if not local:
@@ -52,7 +52,7 @@ def ray_session(address: str | None, verbose: bool) -> Iterator[None]:
     except ConnectionError as error:
         raise CommandError(f"--ray-address {address}: no Ray cluster answers there") from error
     try:
-        yield
+        yield local
     finally:
         ray.shutdown()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import signal
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
@@ -38,6 +38,22 @@ def lookup(result: Mapping[str, Any], name: str) -> float | None:
         if isinstance(value, (int, float)) and not math.isnan(value):
             return float(value)
     return None
+
+
+def unknown_metrics(result: Mapping[str, Any], names: Iterable[str]) -> list[str]:
+    """Finds the metrics that a result has no key for, so that no run stops by them.
+
+    Args:
+        result: A flat result, as of `lookup`.
+        names: Full keys or short names. Those of evaluations, which not every result has, are
+            never among the unknown ones.
+    """
+    return [
+        name
+        for name in names
+        if not name.startswith("evaluation/")
+        and not any(key in result for key in (name, *STOP_ALIASES.get(name, ())))
+    ]
 
 
 class StopCondition(Stopper):

@@ -11,7 +11,9 @@ from ray.tune import Result
 from ray.tune.result_grid import ResultGrid
 from ray.tune.utils import flatten_dict
 
+from rllib_dreamer.cli.experiment import Experiment
 from rllib_dreamer.cli.reporter import SCORE
+from rllib_dreamer.dreamer_config import DreamerConfig
 
 
 class Saved(NamedTuple):
@@ -22,7 +24,7 @@ class Saved(NamedTuple):
 
 
 def closing_lines(results: ResultGrid) -> list[str]:
-    """Names the best and the last checkpoint, and the command that evaluates the best.
+    """Names the best and the last checkpoint.
 
     Args:
         results: All trials of the run.
@@ -30,14 +32,29 @@ def closing_lines(results: ResultGrid) -> list[str]:
     Returns:
         Lines to print; of several trials, those with the best score.
     """
-    best = [saved for result in results if (saved := best_checkpoint(result)) is not None]
     last = [saved for result in results if (saved := last_checkpoint(result)) is not None]
-    if not last:
+    best = best_of_all(results)
+    if best is None:
         return ["no checkpoint was saved"]
-    chosen = max([*best, *last], key=_rank)
-    lines = [f"best checkpoint: {chosen.path}{_score(chosen)}"]
-    lines += [f"last checkpoint: {saved.path}{_score(saved)}" for saved in last]
-    return [*lines, f"evaluate it: rllib evaluate {shlex.quote(chosen.path)}"]
+    lines = [f"best checkpoint: {best.path}{_score(best)}"]
+    return [*lines, *(f"last checkpoint: {saved.path}{_score(saved)}" for saved in last)]
+
+
+def evaluation_hint(results: ResultGrid, experiment: Experiment) -> list[str]:
+    """The line with the command that evaluates the best checkpoint, if there is such a command."""
+    best = best_of_all(results)
+    if best is None or not isinstance(experiment.config, DreamerConfig):
+        return []
+    words = ["rllib", "evaluate", best.path]
+    if experiment.file is not None:
+        words += ["--file", str(experiment.file)]
+    return [f"evaluate it: {shlex.join(words)}"]
+
+
+def best_of_all(results: ResultGrid) -> Saved | None:
+    """Finds the checkpoint with the highest mean return of all trials."""
+    saved = (find(result) for result in results for find in (best_checkpoint, last_checkpoint))
+    return max((item for item in saved if item is not None), key=_rank, default=None)
 
 
 def best_checkpoint(result: Result) -> Saved | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import os
 import sys
 from datetime import datetime
 from pathlib import Path
@@ -28,9 +30,11 @@ from rllib_dreamer.cli.reporter import SCORE, RunReporter
 from rllib_dreamer.cli.resume import CheckpointMarker, find_experiment, mend_experiment
 from rllib_dreamer.cli.session import check_resources, prepare, ray_session
 from rllib_dreamer.cli.stopping import StopCondition, stop_on_signal
-from rllib_dreamer.cli.summary import closing_lines
+from rllib_dreamer.cli.summary import closing_lines, evaluation_hint
 
 DEFAULT_STORAGE = "~/ray_results"
+#: Seconds between two checkpoints where `--checkpoint-freq` does not say.
+CHECKPOINT_PERIOD = 600.0
 
 train_app = typer.Typer(invoke_without_command=True, help="Train an algorithm.")
 
@@ -77,6 +81,8 @@ def run_experiment(experiment: Experiment, options: TrainOptions) -> None:
         typer.Exit: With 130 if Ctrl-C ended the run.
     """
     console = Console()
+    if options.resume is not None and options.num_samples != 1:
+        raise CommandError("--num-samples is for new runs; with --resume leave it away")
     loggers = wandb_loggers(options)
     folder = _folder(experiment, options)
     config = experiment.config
@@ -86,8 +92,8 @@ def run_experiment(experiment: Experiment, options: TrainOptions) -> None:
     condition = StopCondition(experiment.limits)
     display = ProgressDisplay(console, experiment.limits)
 
-    with ray_session(options.ray_address, options.verbose):
-        if not has_search(config.to_dict()) and options.ray_address is None:
+    with ray_session(options.ray_address, options.verbose) as local:
+        if local and not has_search(config.to_dict()):
             check_resources(config)
         _announce(console, experiment, folder)
         with stop_on_signal(condition, lambda: _say_stopping(console)):
@@ -95,21 +101,29 @@ def run_experiment(experiment: Experiment, options: TrainOptions) -> None:
                 results = _run(experiment, options, folder, condition, [display, *loggers])
             finally:
                 display.close()
-    console.print("\n".join(closing_lines(results)), markup=False, highlight=False, soft_wrap=True)
+    lines = [*closing_lines(results), *evaluation_hint(results, experiment)]
+    console.print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)
     _raise_errors(results, folder, options.verbose)
     if condition.requested:
         raise typer.Exit(130)
 
 
-def checkpoint_config(options: TrainOptions) -> CheckpointConfig:
+def checkpoint_config(options: TrainOptions, config: AlgorithmConfig) -> CheckpointConfig:
     """Says which checkpoints Tune keeps: the best by mean return, besides the last one."""
+    frequency = options.checkpoint_freq
     return CheckpointConfig(
         num_to_keep=options.keep_checkpoints_num or None,
         checkpoint_score_attribute=SCORE,
         checkpoint_score_order="max",
-        checkpoint_frequency=options.checkpoint_freq,
+        checkpoint_frequency=default_checkpoint_freq(config) if frequency is None else frequency,
         checkpoint_at_end=options.checkpoint_at_end,
     )
+
+
+def default_checkpoint_freq(config: AlgorithmConfig) -> int:
+    """Iterations between checkpoints, which hold the replay: ten minutes, or 10 iterations."""
+    seconds = config.min_time_s_per_iteration
+    return math.ceil(CHECKPOINT_PERIOD / seconds) if seconds else 10
 
 
 def wandb_loggers(options: TrainOptions) -> list[Callback]:
@@ -136,8 +150,10 @@ def wandb_loggers(options: TrainOptions) -> list[Callback]:
         ) from error
     from rllib_dreamer.evaluation.wandb_logger import VideoWandbLogger
 
+    if options.wandb_key:  # not as an argument: Tune writes those into the experiment's folder
+        os.environ["WANDB_API_KEY"] = options.wandb_key
     extra: dict[str, Any] = {"name": options.wandb_run_name} if options.wandb_run_name else {}
-    return [VideoWandbLogger(project=options.wandb_project, api_key=options.wandb_key, **extra)]
+    return [VideoWandbLogger(project=options.wandb_project, **extra)]
 
 
 def _folder(experiment: Experiment, options: TrainOptions) -> Path:
@@ -198,8 +214,8 @@ def _run(
             name=folder.name,
             storage_path=str(folder.parent),
             stop=condition,
-            callbacks=[*callbacks, CheckpointMarker()],
-            checkpoint_config=checkpoint_config(options),
+            callbacks=[*callbacks, CheckpointMarker(experiment.name)],
+            checkpoint_config=checkpoint_config(options, experiment.config),
             failure_config=FailureConfig(max_failures=options.max_failures),
             verbose=0,
         ),
@@ -218,7 +234,7 @@ def _resume(
     algorithm = experiment.config.algo_class
     assert algorithm is not None
     register_trainable(algorithm.__name__, algorithm)
-    keep = checkpoint_config(options)
+    keep = checkpoint_config(options, experiment.config)
     resumed = mend_experiment(folder, experiment.config.to_dict(), keep, options.max_failures)
     steps = ", ".join(f"iteration {number}" for number in resumed.iterations)
     print(f"resuming after {steps}", flush=True)
@@ -228,7 +244,7 @@ def _resume(
         name=folder.name,
         storage_path=str(folder.parent),
         stop=condition,
-        callbacks=[*callbacks, CheckpointMarker(resumed.trial_ids)],
+        callbacks=[*callbacks, CheckpointMarker(experiment.name, resumed.trial_ids)],
         checkpoint_config=keep,
         max_failures=options.max_failures,
         resume_config=ResumeConfig(finished=kind, unfinished=kind, errored=kind),

@@ -28,6 +28,7 @@ __all__ = [
     "make_env",
     "register_env",
     "register_envs",
+    "shares_options",
     "validate_env",
     "validate_env_name",
 ]
@@ -129,13 +130,22 @@ def action_repeat(env: EnvSource, env_config: Mapping[str, Any] | None = None) -
     """Returns the env steps per agent step of an env.
 
     Args:
-        env: Its name, or a class or creator (then `env_config` decides, 1 by default).
+        env: Its name, also one given to `register_env`, or a class or creator. Outside of the
+            families `env_config` decides, 1 by default.
         env_config: As in `config.environment(..., env_config=...)`.
     """
     config = env_config or {}
-    family = family_of(env)
+    family = family_of(_source_of(env))
     default = 1 if family is None else _OPTIONS[family].action_repeat
     return int(config.get("action_repeat", default))
+
+
+def shares_options(env: EnvSource, other: EnvSource | None) -> bool:
+    """Whether an `env_config` means the same to two envs: the same env, or two of one family."""
+    if other is None or env == other:
+        return env == other
+    own, others = (_OPTIONS.get(family_of(_source_of(x)) or "") for x in (env, other))
+    return own is not None and own is others
 
 
 def make_env(
@@ -247,9 +257,7 @@ def checked_creator(env: EnvSource, timeout_s: float | None = None) -> EnvCreato
     """
     if not isinstance(env, str) or not _registered(env):
         return EnvCreator(env, timeout_s=timeout_s)
-    from ray.tune.registry import ENV_CREATOR, _global_registry
-
-    registered = _global_registry.get(ENV_CREATOR, env)
+    registered = _registered_creator(env)
     if not isinstance(registered, EnvCreator):
         registered = EnvCreator(registered, name=env)
     return dataclasses.replace(registered, timeout_s=timeout_s)
@@ -268,10 +276,24 @@ def register_env(env: EnvSource, name: str | None = None) -> str:
     return name
 
 
+def _source_of(env: EnvSource) -> EnvSource:
+    """What was registered under a name by `register_env`; anything else comes back as it is."""
+    if isinstance(env, str) and family_of(env) is None and _registered(env):
+        env = _registered_creator(env)
+    return env.env if isinstance(env, EnvCreator) else env
+
+
 def _registered(name: str) -> bool:
     from ray.tune.registry import ENV_CREATOR, _global_registry
 
     return bool(_global_registry.contains(ENV_CREATOR, name))
+
+
+def _registered_creator(name: str) -> Callable[..., Any]:
+    from ray.tune.registry import ENV_CREATOR, _global_registry
+
+    creator: Callable[..., Any] = _global_registry.get(ENV_CREATOR, name)
+    return creator
 
 
 def register_envs() -> None:

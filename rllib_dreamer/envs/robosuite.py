@@ -289,21 +289,22 @@ def _make(task: str, options: RobosuiteOptions) -> Any:
             robot,
             f"among {', '.join(robosuite.ALL_ROBOTS)}",
         )
-    return robosuite.make(
-        task,
-        robots=robots,
-        controller_configs=controller,
-        has_renderer=False,
-        has_offscreen_renderer=False,
-        use_camera_obs=False,
-        use_object_obs=options.with_objects,
-        reward_shaping=options.reward_shaping,
-        control_freq=options.control_freq,
-        horizon=options.horizon,
-        hard_reset=options.hard_reset,
-        seed=options.seed or 0,  # shapes drawn at construction are the same in every runner
-        **options.kwargs,
-    )
+    ours = {
+        "robots": robots,
+        "controller_configs": controller,
+        "has_renderer": False,
+        "has_offscreen_renderer": False,
+        "use_camera_obs": False,
+        "use_object_obs": options.with_objects,
+        "reward_shaping": options.reward_shaping,
+        "control_freq": options.control_freq,
+        "horizon": options.horizon,
+        "hard_reset": options.hard_reset,
+        "seed": options.seed or 0,  # shapes drawn at construction are the same in every runner
+    }
+    twice = sorted(ours.keys() & options.kwargs.keys())
+    wrappers.require(not twice, "kwargs", twice, "arguments that no other key of env_config sets")
+    return robosuite.make(task, **ours, **options.kwargs)
 
 
 _open: weakref.WeakSet[SceneRenderer] = weakref.WeakSet()

@@ -4,7 +4,7 @@ The first six work on numpy arrays or files on disk, so also on data collected e
 five run environments and a loaded policy; the last three look at a run in training.
 
 =================  ===============================================================================
-`statistics`       returns of episodes: mean, median, IQM, stratified bootstrap intervals
+`statistics`       returns of episodes: mean, median, IQM, bootstrap intervals
 `reconstruction`   SSIM and PSNR of predicted frames, per step ahead for open loop
 `videos`           frames to MP4; the truth / model / error grid
 `plots`            matplotlib figures as PNG bytes

@@ -12,6 +12,7 @@ import json
 import logging
 import math
 import os
+import re
 from collections.abc import Iterator, Sequence
 from importlib import resources
 from pathlib import Path
@@ -19,8 +20,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-
-from rllib_dreamer.evaluation.statistics import mean, stratified_bootstrap
 
 REFERENCES = ("atari100k", "dmc_proprio", "dmc_vision")
 """Names of the published sets of curves, one CSV file each in `data/`."""
@@ -30,6 +29,7 @@ ENV_STEPS_KEY = "dreamer/env_steps"
 AGENT_STEPS_KEY = "num_env_steps_sampled_lifetime"
 SECONDS_KEY = "time_total_s"
 
+_ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 _log = logging.getLogger(__name__)
 Floats = NDArray[np.float64]
 
@@ -63,7 +63,10 @@ class Curve:
 
 
 class Band(NamedTuple):
-    """A mean over seeds with its 95 % bootstrap interval; all arrays (P,)."""
+    """A mean over seeds, and the lowest and highest seed; all arrays (P,).
+
+    There is no confidence interval: runs have two to ten seeds, too few for one to hold.
+    """
 
     x: Floats
     mean: Floats
@@ -151,7 +154,8 @@ def read_curves(runs: Sequence[str]) -> list[Curve]:
 
     Args:
         runs: each "path" or "label=path"; the label of a bare path is the name of its folder.
-            Trials with the same label and environment are taken as seeds of one curve.
+            Trials with the same label and environment are taken as seeds of one curve. Where
+            trials below one path differ in other settings, those are added to the label.
 
     Returns:
         The curves, in the order given. Trials without a finished episode are left out.
@@ -162,10 +166,12 @@ def read_curves(runs: Sequence[str]) -> list[Curve]:
     groups: dict[tuple[str, str], dict[Path, Trial]] = {}
     for run in runs:
         label, path = _split_label(run)
-        for folder in find_trials(path):
+        folders = find_trials(path)
+        for folder, differences in zip(folders, _differences(folders), strict=True):
             trial = read_trial(folder)
             if trial.env_steps.size:
-                groups.setdefault((label, trial.env), {})[folder.resolve()] = trial
+                key = (f"{label} {differences}".rstrip(), trial.env)
+                groups.setdefault(key, {})[folder.resolve()] = trial
             else:
                 _log.warning("%s has no finished episode yet: left out.", folder)
     if not groups:
@@ -226,8 +232,7 @@ def average(trials: Sequence[Trial], axis: str = "env_steps", points: int = 200)
         points: number of grid points.
 
     Returns:
-        The mean with the 95 % bootstrap interval over the trials (no width for a single one);
-        empty if the trials have no stretch in common.
+        The mean with the range of the trials; empty if they have no stretch in common.
     """
     xs = [getattr(trial, axis) for trial in trials]
     low, high = max(x[0] for x in xs), min(x[-1] for x in xs)
@@ -248,17 +253,11 @@ def band(x: Floats, returns: Floats) -> Band:
         returns: (seeds, P) returns; NaN values do not count.
 
     Returns:
-        The mean over the seeds with its 95 % bootstrap interval, at positions with any value.
+        The mean over the seeds with their range, at positions with any value.
     """
-    columns = zip(x, returns.T, strict=True)
-    filled = [(position, c[~np.isnan(c)]) for position, c in columns if not np.isnan(c).all()]
-    intervals = [stratified_bootstrap([c], mean, resamples=1000) for _, c in filled]
-    return Band(
-        np.array([position for position, _ in filled]),
-        np.array([column.mean() for _, column in filled]),
-        np.array([interval.low for interval in intervals]),
-        np.array([interval.high for interval in intervals]),
-    )
+    filled = ~np.isnan(returns).all(0)  # (P,)
+    values = returns[:, filled]
+    return Band(x[filled], *(reduce(values, 0) for reduce in (np.nanmean, np.nanmin, np.nanmax)))
 
 
 def _json_records(path: Path) -> Iterator[dict[str, Any]]:
@@ -296,17 +295,40 @@ def _number(value: Any) -> float:
 
 
 def _environment(folder: Path) -> tuple[str, dict[str, Any]]:
-    """Reads a trial's environment and its config from the `params.json` beside the results."""
-    path = folder / "params.json"
-    if not path.is_file():
-        return "", {}
-    try:
-        params = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError:
-        _log.warning("%s is cut short: the environment of this trial is unknown.", path)
-        return "", {}
+    """A trial's environment and its config."""
+    params = _params(folder)
     env, env_config = params.get("env"), params.get("env_config")
     return str(env or ""), env_config if isinstance(env_config, dict) else {}
+
+
+def _differences(folders: Sequence[Path]) -> list[str]:
+    """For each trial "key=value" of the settings in which they differ, but for seed and env."""
+    settings = [dict(_leaves(_params(folder))) for folder in folders]
+    keys = sorted(set().union(*settings) - {"seed", "env"})
+    varied = [key for key in keys if len({repr(s.get(key)) for s in settings}) > 1]
+    return [", ".join(f"{key}={s.get(key)}" for key in varied) for s in settings]
+
+
+def _params(folder: Path) -> dict[str, Any]:
+    """Reads the `params.json` beside a trial's results; empty if there is none."""
+    path = folder / "params.json"
+    if not path.is_file():
+        return {}
+    try:
+        params: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError:
+        _log.warning("%s is cut short: environment and settings of this trial are unknown.", path)
+        return {}
+    return params
+
+
+def _leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """The leaves of nested dicts by name, "a/b"; Tune writes objects as text with their address."""
+    if isinstance(value, dict):
+        for key, item in value.items():
+            yield from _leaves(item, f"{name}/{key}" if name else str(key))
+    else:
+        yield name, _ADDRESS.sub("", value) if isinstance(value, str) else value
 
 
 def _action_repeat(env: str, env_config: dict[str, Any]) -> int:

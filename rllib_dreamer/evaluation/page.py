@@ -40,7 +40,7 @@ def evaluation_page(evaluation: Evaluation, films: Mapping[str, bytes]) -> repor
             report.Section("World model", _world_items(evaluation, films), _world_text(evaluation)),
         ],
         footer=f"{len(evaluation.records)} episodes in {evaluation.seconds:.0f} s by "
-        "rllib evaluate. SSIM and PSNR are means over frames; the interval is a stratified "
+        "rllib evaluate. SSIM and PSNR are means over frames; the interval is a "
         "bootstrap over the episodes.",
     )
 

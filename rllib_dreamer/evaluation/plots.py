@@ -152,9 +152,9 @@ def draw_learning_curves(
 ) -> None:
     """Draws learning curves of one environment into given axes.
 
-    Each curve is a mean with its 95 % bootstrap interval over the stretch that all its seeds
-    cover; the seeds themselves are thin lines. Against hours, of which none are published, the
-    reference is the level that it ends on.
+    Each curve is a mean over the stretch that all its seeds cover, on a band from the lowest to
+    the highest seed; the seeds themselves are thin lines. Against hours, of which none are
+    published, the reference is the level that it ends on.
 
     Args:
         axis: where to draw.

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from rllib_dreamer.atomic import write_text
 from rllib_dreamer.envs import action_repeat
 from rllib_dreamer.evaluation import videos
 from rllib_dreamer.evaluation.environments import EnvSource, build_env, can_render, check_spaces
@@ -34,6 +35,9 @@ from rllib_dreamer.evaluation.statistics import (
 from rllib_dreamer.evaluation.world_model import CONTEXT, WorldModelProbe, WorldModelResult
 from rllib_dreamer.policy.policy import DreamerPolicy, SeededNoise
 from rllib_dreamer.spaces import is_image
+
+FILMS = (*RepresentativeEpisodes._fields, "open_loop")
+"""Names of the films that an evaluation may have."""
 
 _GRID_WINDOWS = 4  # sequences side by side in the open-loop video
 _DEFAULT_FPS = 20.0
@@ -75,7 +79,7 @@ class Evaluation:
         world: The world model's errors.
         repeat: Env steps per agent step.
         seconds: How long it took.
-        clips: Films by name: "best", "median", "worst", "open_loop"; none without pictures.
+        clips: Films by name, see `FILMS`; none without pictures.
     """
 
     env: str
@@ -174,7 +178,7 @@ def write_results(evaluation: Evaluation, folder: Path) -> list[Path]:
 
     Args:
         evaluation: The result.
-        folder: Made if need be; files of an earlier evaluation in it are replaced.
+        folder: Made if need be; what an earlier evaluation left in it is removed.
 
     Returns:
         The files.
@@ -183,16 +187,18 @@ def write_results(evaluation: Evaluation, folder: Path) -> list[Path]:
     from rllib_dreamer.evaluation.report import write_report
 
     folder.mkdir(parents=True, exist_ok=True)
-    metrics = folder / "metrics.json"
-    text = json.dumps(as_dict(evaluation), indent=1, allow_nan=False)
-    metrics.write_text(text + "\n", encoding="utf-8")
-    written = [metrics, _write_csv(evaluation, folder / "episodes.csv")]
+    for name in ("metrics.json", "episodes.csv", *(f"{film}.mp4" for film in FILMS), "report.html"):
+        (folder / name).unlink(missing_ok=True)
+    written = [_write_csv(evaluation, folder / "episodes.csv")]
     films = {name: videos.encode_mp4(*clip) for name, clip in evaluation.clips.items()}
     for name, film in films.items():
         path = folder / f"{name}.mp4"
         path.write_bytes(film)
         written.append(path)
-    return [*written, write_report(folder / "report.html", evaluation_page(evaluation, films))]
+    written.append(write_report(folder / "report.html", evaluation_page(evaluation, films)))
+    metrics = folder / "metrics.json"  # the last one: where it is, the others are
+    write_text(metrics, json.dumps(as_dict(evaluation), indent=1, allow_nan=False) + "\n")
+    return [metrics, *written]
 
 
 def as_dict(evaluation: Evaluation) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Statistics of episode returns with intervals that stay honest for few episodes.
+"""Statistics of episode returns.
 
 The interquartile mean (IQM) and the stratified bootstrap follow Agarwal et al. 2021, "Deep
 Reinforcement Learning at the Edge of the Statistical Precipice": the IQM drops the lowest and the

@@ -86,18 +86,18 @@ def encode_mp4(frames: Frames, fps: float = 20.0, *, min_side: int = 256) -> byt
     Raises:
         ValueError: if `frames` is not four-dimensional or empty, or `fps` is not positive.
     """
-    if frames.ndim != 4:
+    if frames.ndim != 4 or not frames.size:
         raise ValueError(
-            f"frames: got shape {frames.shape}; must be (steps, height, width, channels)."
+            f"frames: got shape {frames.shape}; must be (steps, height, width, channels), none 0."
         )
     if not fps > 0:
         raise ValueError(f"fps: got {fps}; must be positive, e.g. 20.")
-    images = upscale(to_rgb(frames), min_side)
+    height, width = upscale(to_rgb(frames[0]), min_side).shape[:2]
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "film.mp4"
         writer = imageio_ffmpeg.write_frames(
             str(path),
-            (images.shape[2], images.shape[1]),
+            (width, height),
             fps=fps,
             codec="libx264",
             pix_fmt_out="yuv420p",
@@ -106,8 +106,8 @@ def encode_mp4(frames: Frames, fps: float = 20.0, *, min_side: int = 256) -> byt
             output_params=["-crf", "18", "-preset", "veryfast", "-movflags", "+faststart"],
         )
         writer.send(None)
-        for image in images:
-            writer.send(np.ascontiguousarray(image))
+        for frame in frames:  # one at a time: a long film enlarged is gigabytes
+            writer.send(np.ascontiguousarray(upscale(to_rgb(frame), min_side)))
         writer.close()
         return path.read_bytes()
 

@@ -1,0 +1,111 @@
+"""Stop conditions, the screen of a run, and messages of the `rllib` command."""
+
+from __future__ import annotations
+
+import io
+import math
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from rllib_dreamer.cli.errors import did_you_mean, first_line
+from rllib_dreamer.cli.progress import ABSENT, ProgressDisplay, TrialView, as_line, as_table
+from rllib_dreamer.cli.reporter import SCORE, RunReporter
+from rllib_dreamer.cli.stopping import StopCondition
+
+
+def test_stop_condition_uses_short_names_and_waits_for_missing_metrics() -> None:
+    condition = StopCondition({"env_steps": 10, "env_runners/episode_return_mean": 5})
+    assert not condition("t", {"dreamer": {"env_steps": 9}})
+    assert not condition("t", {"env_runners": {"episode_return_mean": math.nan}})
+    assert condition("t", {"dreamer": {"env_steps": 10}})
+    assert condition("t", {"num_env_steps_sampled_lifetime": 10})
+    assert condition("t", {"env_runners": {"episode_return_mean": 5.0}})
+
+
+def test_a_requested_stop_ends_trials_at_their_next_result_only() -> None:
+    condition = StopCondition({})
+    assert not condition("t", {})
+    condition.request()
+    assert condition("t", {})
+    assert not condition.stop_all()
+
+
+def result(step: int, **more: Any) -> dict[str, Any]:
+    return {
+        "training_iteration": step,
+        "dreamer": {"env_steps": 20 * step, "agent_steps": 10 * step, "updates": 5 * step},
+        "env_runners": {"episode_return_mean": math.nan},
+        "learners": {"default_policy": {"loss_image": 2.5, "loss_dyn": 1.0}},
+        **more,
+    }
+
+
+def test_progress_shows_no_nan_before_the_first_episode_ends() -> None:
+    view = TrialView({"env_steps": 100})
+    view.add(0.0, result(1))
+    cells = dict(view.cells())
+    assert cells["return"] == cells["length"] == ABSENT
+    assert "nan" not in as_line(view.cells())
+
+
+def test_progress_figures() -> None:
+    view = TrialView({"env_steps": 100})
+    for step in (1, 2, 3):
+        view.add(2.0 * step, result(step))
+    view.add(8.0, result(4, env_runners={"episode_return_mean": 12.5, "episode_len_mean": 7.0}))
+    view.add(10.0, result(4))
+    view.add(10.0, result(4))
+    cells = dict(view.cells())
+    assert cells["env steps"] == "80"
+    assert cells["return"] == "12.5"
+    assert cells["image"] == "2.5"
+    # 60 env steps in 8 s, 20 to go.
+    assert view.seconds_left() == pytest.approx(20 / (60 / 8))
+    assert cells["left"] == "0m03s"
+
+
+def test_a_limit_that_no_result_has_is_pointed_out_once() -> None:
+    console = Console(file=io.StringIO(), width=200)
+    limits = {"timesteps_total": 9, "env_steps": 5, "updates": 1, "evaluation/x": 1}
+    display = ProgressDisplay(console, limits | {"env_runners/episode_return_mean": 9})
+    trial: Any = SimpleNamespace(trial_id="t")
+    for step in (1, 2):
+        found = {**result(step), "time_total_s": 1.0}
+        display.on_trial_result(step, [trial], trial, found)
+    told = [line for line in console.file.getvalue().splitlines() if "stop:" in line]
+    assert len(told) == 1 and "no metric 'timesteps_total'" in told[0]
+    assert "did you mean" in told[0] and "time_total_s" in told[0]
+
+
+def test_progress_of_other_algorithms() -> None:
+    view = TrialView({})
+    learners = {"default_policy": {"total_loss": 1.5}}
+    for second, steps in ((1.0, 100), (3.0, 300)):
+        view.add(second, {"num_env_steps_sampled_lifetime": steps, "learners": learners})
+    cells = dict(view.cells())
+    assert (cells["env steps"], cells["steps/s"], cells["left"]) == ("300", "100", ABSENT)
+    assert cells["total_loss"] == "1.5"
+    assert as_table({"a": view, "b": view}).row_count == 2
+
+
+def test_score_is_the_last_known_return() -> None:
+    reporter = RunReporter()
+    scores = []
+    for value in (math.nan, 3.0, math.nan):
+        given: dict[str, Any] = {"env_runners": {"episode_return_mean": value}}
+        reporter.on_train_result(algorithm=None, result=given)  # type: ignore[arg-type]
+        scores.append(given[SCORE])
+    assert math.isnan(scores[0]) and scores[1:] == [3.0, 3.0]
+
+
+def test_did_you_mean_and_first_line() -> None:
+    assert did_you_mean("walkr", ["walker", "hopper"]) == " (did you mean walker?)"
+    assert did_you_mean("zzz", ["walker"]) == ""
+    assert first_line(ValueError("one\ntwo")) == "ValueError: one"
+    remote = RuntimeError(
+        "ray::PPO()\n  File x\nValueError: unknown size\nDuring ...\nTypeError: b"
+    )
+    assert first_line(remote) == "ValueError: unknown size"
