@@ -69,10 +69,13 @@ EXPERIMENTS: dict[str, Experiment] = {
     ),
     "dmc_cartpole_balance_proprio": Experiment(
         file="tuned_examples/walker_proprio.py",
-        protocol="dmc cartpole-balance, proprioception, action repeat 1, training ratio 256",
+        protocol="dmc cartpole-balance, proprioception, action repeat 2, training ratio 128",
         seeds=(0, 1),
         stops=({"env_steps": 60_000},),
-        settings=("env=dmc/cartpole-balance", "training_ratio=256"),
+        settings=(
+            *("env=dmc/cartpole-balance", "env_config.action_repeat=2", "training_ratio=128"),
+            *("batch_size_B=8", "lr=0.0003", "warmup_updates=100", "num_envs_per_env_runner=4"),
+        ),
         reference="dmc_proprio",
     ),
     "minigrid": Experiment(
