@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from ray.rllib.env.single_agent_episode import SingleAgentEpisode
     from ray.rllib.env.utils.infinite_lookback_buffer import InfiniteLookbackBuffer
 
+_LARGEST = float(np.finfo(np.float32).max)
+
 
 def _read(buffer: InfiniteLookbackBuffer) -> tuple[Any, int]:
     """Returns the values of an episode's buffer as (nested) arrays and where its own ones begin."""
@@ -64,8 +66,8 @@ def _require(valid: np.ndarray, name: str, values: np.ndarray, episode: SingleAg
     raise ValueError(
         f"replay column {name!r} has {values[place]} at env step "
         f"{episode.t_started + int(place[0])} of episode {episode.id_}, allowed are finite numbers "
-        "and, in observations, -inf for a missing value: mend the env; nothing of this chunk was "
-        "stored"
+        "of 32 bits and, in observations, -inf for a missing value: mend the env; nothing of this "
+        "chunk was stored"
     )
 
 
@@ -75,12 +77,10 @@ def _rewards(episode: SingleAgentEpisode, first_reward: float, count: int) -> np
     The last reward of a chunk that goes on belongs to the next chunk's first step.
     """
     values, first = _read(episode.rewards)
-    rewards = np.empty(len(episode) + 1, np.float32)
-    rewards[0] = first_reward
-    with np.errstate(over="ignore"):  # refused below
-        rewards[1:] = values[first:]
-    _require(np.isfinite(rewards), "reward", rewards, episode)
-    return rewards[:count]
+    rewards = np.empty(len(episode) + 1)
+    rewards[0], rewards[1:] = first_reward, values[first:]
+    _require(np.abs(rewards) <= _LARGEST, "reward", rewards, episode)  # False for NaN, too
+    return rewards[:count].astype(np.float32)
 
 
 def episode_steps(

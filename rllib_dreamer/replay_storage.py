@@ -96,9 +96,13 @@ def to_half(values: np.ndarray) -> np.ndarray:
     """
     if values.dtype != np.float32:
         return values.astype(np.float16)
-    values = np.require(values, requirements=["C", "W"])  # PyTorch warns of read-only arrays
+    if not (values.flags.c_contiguous and values.flags.writeable):
+        values = values.copy()  # PyTorch warns of read-only arrays
+    source = torch.from_numpy(values)
+    if values.size <= _SERIAL_ELEMENTS:
+        return source.half().numpy()
     out = np.empty(values.shape, np.float16)
-    source, target = torch.from_numpy(values.reshape(-1)), torch.from_numpy(out.reshape(-1))
+    source, target = source.view(-1), torch.from_numpy(out.reshape(-1))
     for start in range(0, len(source), _SERIAL_ELEMENTS):
         target[start : start + _SERIAL_ELEMENTS].copy_(source[start : start + _SERIAL_ELEMENTS])
     return out
