@@ -40,15 +40,20 @@ class Experiment(NamedTuple):
     cuda: bool = False
 
 
-def _ablation(protocol: str, *settings: str) -> Experiment:
+def _ablation(
+    protocol: str,
+    *settings: str,
+    seeds: tuple[int, ...] = (0, 1),
+    baseline: str | None = "ablation_none",
+) -> Experiment:
     """CartPole-v1 for 15,000 agent steps in float32, with one thing changed."""
     return Experiment(
         file="tuned_examples/cartpole.py",
         protocol=f"CartPole-v1, {protocol}",
-        seeds=(0, 1),
+        seeds=seeds,
         stops=({"agent_steps": 15_000},),
         settings=("precision=float32", *settings),
-        baseline="ablation_none" if settings else None,
+        baseline=baseline if settings else None,
     )
 
 
@@ -106,4 +111,11 @@ EXPERIMENTS: dict[str, Experiment] = {
     "ablation_bfloat16": _ablation("bfloat16", "precision=bfloat16"),
     "ablation_no_online_queue": _ablation("no online queue", "replay_online=false"),
     "ablation_no_actor_unimix": _ablation("actor unimix 0", "model_config.actor_unimix=0"),
+    "precision_float32": _ablation("float32, more seeds", seeds=(2, 3, 4, 5)),
+    "precision_bfloat16": _ablation(
+        "bfloat16, more seeds",
+        "precision=bfloat16",
+        seeds=(2, 3, 4, 5),
+        baseline="precision_float32",
+    ),
 }
