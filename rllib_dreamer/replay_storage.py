@@ -23,6 +23,7 @@ import torch
 from filelock import FileLock, Timeout
 from gymnasium import spaces
 
+from rllib_dreamer.atomic import write_text
 from rllib_dreamer.replay_memory import GB, MemoryClaim, check_memory
 from rllib_dreamer.spaces import leaf_spaces
 
@@ -287,9 +288,7 @@ class DiskStorage(StepStorage):
 
     def _write_manifest(self) -> None:
         found = {**self._describe(), "run": self.run, "commits": self._commits}
-        partial = self._manifest.with_suffix(".tmp")
-        partial.write_text(json.dumps(found))
-        partial.replace(self._manifest)
+        write_text(self._manifest, json.dumps(found))
 
     def adopt(self, run: str, commit: str, serials: np.ndarray) -> np.ndarray:
         """Goes on with the files of an earlier run as they were at one of its commits.

@@ -75,16 +75,12 @@ def evaluate_command(
         import_file(file)  # for what it registers
     check_device(device)
     folder = save_dir or Path("evaluations") / f"{datetime.now():%Y-%m-%d_%H-%M-%S}"
-    try:
+    with _errors_in_one_line():
         policy = _load(checkpoint, which, storage_path, device, console)
         source, config = environment(policy, env, changes)
         with _errors_of(folder):
             folder.mkdir(parents=True, exist_ok=True)  # an error now loses nothing
         evaluation = _play(policy, source, config, console, episodes, num_envs, rules)
-    except ValueError as error:
-        raise CommandError(" ".join(str(error).split())) from error
-    except (RuntimeError, OSError) as error:  # of an env (see `CheckedEnv`), or of files
-        raise RunFailed(" ".join(str(error).split())) from error
     with _errors_of(folder):
         written = write_results(evaluation, folder)
     lines = [*summary_lines(evaluation), *(str(path) for path in written)]
@@ -102,6 +98,17 @@ def check_device(device: str) -> None:
     except (RuntimeError, AssertionError) as error:  # the latter of a PyTorch without CUDA
         reason = str(error).partition("\n")[0]
         raise CommandError(f"--device: got {device!r}; must be cpu or cuda ({reason})") from error
+
+
+@contextmanager
+def _errors_in_one_line() -> Iterator[None]:
+    """Tells wrong values as wrong usage, and what fails on the way as a failed run."""
+    try:
+        yield
+    except ValueError as error:
+        raise CommandError(" ".join(str(error).split())) from error
+    except (RuntimeError, OSError) as error:  # of an env (see `CheckedEnv`), or of files
+        raise RunFailed(" ".join(str(error).split())) from error
 
 
 @contextmanager
