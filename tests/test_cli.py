@@ -7,15 +7,14 @@ import os
 import pickle
 import shutil
 import signal
-import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import pytest
+from commands import STARTED, Finished, finish, iterations, marks, start, wait_for
 from ray import tune
 from ray.rllib.algorithms.ppo import PPOConfig
 from ray.tune import Checkpoint, CheckpointConfig
@@ -58,22 +57,11 @@ stop = {"training_iteration": 2}
 """
 
 
-class Finished(NamedTuple):
-    """A command's exit code and output."""
-
-    code: int
-    out: str
-    err: str
-
-
 class Trained(NamedTuple):
     """A finished run and its experiment folder."""
 
     finished: Finished
     folder: Path
-
-
-STARTED: list[subprocess.Popen[str]] = []
 
 
 @pytest.fixture(autouse=True)
@@ -85,46 +73,6 @@ def no_process_is_left() -> Iterator[None]:
             process.kill()
             process.wait()
     STARTED.clear()
-
-
-def start(*words: object) -> subprocess.Popen[str]:
-    code = "from rllib_dreamer.cli import main; main()"
-    root = str(Path(__file__).parents[1])
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])}
-    process = subprocess.Popen(
-        [sys.executable, "-c", code, *map(str, words)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=env,
-        start_new_session=True,
-    )
-    STARTED.append(process)
-    return process
-
-
-def finish(process: subprocess.Popen[str]) -> Finished:
-    out, err = process.communicate(timeout=240)
-    return Finished(process.returncode, out, err)
-
-
-def wait_for(condition: Callable[[], Any], seconds: float = 120) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "nothing happened"
-        time.sleep(0.1)
-
-
-def iterations(folder: Path) -> list[int]:
-    files = folder.glob("*/result.json")
-    lines = [line for file in files for line in file.read_text().splitlines()]
-    return [json.loads(line)["training_iteration"] for line in lines]
-
-
-def marks(folder: Path) -> list[int]:
-    files = folder.glob("*/checkpoint_*/.metadata.json")
-    found = [json.loads(file.read_text() or "{}") for file in files]
-    return sorted(item["rllib_dreamer"]["training_iteration"] for item in found if item)
 
 
 @pytest.fixture(scope="module")
@@ -510,9 +458,9 @@ def test_checkpoint_settings() -> None:
     given = options(keep_checkpoints_num=0, checkpoint_freq=7)
     made = checkpoint_config(given, DreamerConfig())
     assert (made.num_to_keep, made.checkpoint_frequency, made.checkpoint_at_end) == (None, 7, True)
-    for seconds, iterations in ((20, 30), (7, 86), (None, 10), (0, 10)):
+    for seconds, frequency in ((20, 30), (7, 86), (None, 10), (0, 10)):
         config = DreamerConfig().reporting(min_time_s_per_iteration=seconds)
-        assert checkpoint_config(options(), config).checkpoint_frequency == iterations
+        assert checkpoint_config(options(), config).checkpoint_frequency == frequency
     assert checkpoint_config(options(checkpoint_freq=0), config).checkpoint_frequency == 0
 
 

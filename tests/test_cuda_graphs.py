@@ -12,9 +12,9 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 import pytest
 import torch
-from test_kernels import agent_and_batch
 from tiny import (
     CountingEnv,
+    agent_and_batch,
     agent_of,
     assert_same,
     built,

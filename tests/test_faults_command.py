@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from test_cli import finish, iterations, start
+from commands import finish, iterations, start
 
 KILLED = """
 import os, pathlib, signal

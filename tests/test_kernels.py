@@ -1,27 +1,25 @@
-"""Native kernels against the plain functions that they stand for, and how they are built."""
+"""Native kernels against the plain functions that they stand for."""
 
 from __future__ import annotations
 
 import copy
 import logging
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+from tiny import agent_and_batch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from rllib_dreamer.model import fuse, kernels, kernels_build, ops
-from rllib_dreamer.model.agent import Agent, build_agent
+from rllib_dreamer.model.agent import Agent
 from rllib_dreamer.model.distributions import FixedNoise, TwoHot
 from rllib_dreamer.model.fuse import fusing
 from rllib_dreamer.model.optim import LaProp
 from rllib_dreamer.model.rssm import RSSM, State
-from rllib_dreamer.model.sizes import ActionSpec, LossConfig, ObsSpec, model_config
+from rllib_dreamer.model.sizes import model_config
 from rllib_dreamer.model.world_model import NativeTwoHot
 
 # Relative L2 error: a few roundings of float32; one rounding of bfloat16 (2^-8), where the plain
@@ -222,39 +220,6 @@ def test_imagination(dtype: torch.dtype) -> None:
         assert torch.equal(feats[0][:, 40:], feats[1][:, 40:])
 
 
-def agent_and_batch(rows: int = 3, steps: int = 4) -> tuple[Agent, dict[str, Tensor]]:
-    """A tiny agent with every kind of leaf, and a batch for it."""
-    obs = {
-        "image": ObsSpec("image", (16, 16, 3)),
-        "vector": ObsSpec("vector", (5,)),
-        "choice": ObsSpec("discrete", (2,), 4),
-    }
-    actions = {
-        "move": ActionSpec("continuous", 2),
-        "press": ActionSpec("discrete", 1, 3),
-        "turn": ActionSpec("discrete", 2, 5, (3, 5)),
-    }
-    config = model_config("1M", deter=32, hidden=16, units=16, mults=(2, 4))
-    agent = build_agent(obs, actions, config, LossConfig(horizon=3))
-    agent.noise = FixedNoise(0.3)
-    flag = torch.zeros(rows, steps + 1, dtype=torch.bool)
-    batch = {
-        "obs/image": _frames(rows, steps + 1, 16, 16, 3),
-        "obs/vector": torch.randn(rows, steps + 1, 5),
-        "obs/choice": torch.randint(0, 4, (rows, steps + 1, 2)),
-        "action/move": torch.rand(rows, steps + 1, 2) * 2 - 1,
-        "action/press": torch.randint(0, 3, (rows, steps + 1, 1)),
-        "action/turn": torch.randint(0, 3, (rows, steps + 1, 2)),
-        "reward": torch.randn(rows, steps + 1),
-        "is_first": flag.index_fill(1, torch.tensor([2]), True),
-        "is_last": flag.clone(),
-        "is_terminal": flag.clone(),
-        "deter": torch.randn(rows, steps + 1, 32),
-        "stoch": torch.randint(0, 4, (rows, steps + 1, 32)),
-    }
-    return agent, batch
-
-
 @with_kernels
 def test_whole_update() -> None:
     agent, batch = agent_and_batch()
@@ -405,100 +370,3 @@ def test_optimizer() -> None:
     for ours, reference in zip(found[0][0], found[1][0], strict=True):
         assert error(ours, reference) <= 1e-6
     assert error(found[0][1], found[1][1]) <= 1e-5
-
-
-@pytest.fixture
-def unbuilt(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
-    """A process that has not looked for kernels yet, with an empty cache folder."""
-    monkeypatch.setenv("RLLIB_DREAMER_CACHE", str(tmp_path))
-    before = dict(kernels._functions)
-    kernels_build.library.cache_clear()
-    kernels._functions.clear()
-    yield tmp_path
-    kernels_build.library.cache_clear()
-    kernels._functions.clear()
-    kernels._functions.update(before)
-
-
-def test_without_a_compiler_one_warning_and_the_plain_path(
-    unbuilt: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setenv("CC", "no-such-compiler")
-    x, scale = torch.randn(3, 8), torch.ones(8)
-    with caplog.at_level(logging.WARNING), fusing(True):
-        assert torch.equal(ops.norm_silu(x, scale), ops.norm_silu.__wrapped__(x, scale))
-        ops.norm_silu(x, scale)
-    assert len(caplog.records) == 1
-    assert "no-such-compiler" in caplog.text and "Install a C compiler" in caplog.text
-
-
-def test_without_a_compiler_a_whole_update_is_the_plain_one(
-    unbuilt: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setenv("CC", "no-such-compiler")
-    agent, batch = agent_and_batch()
-    found = []
-    for fused in (True, False):
-        twin = copy.deepcopy(agent)
-        twin.fuse = fused
-        params = [p for p in twin.parameters() if p.requires_grad]
-        for _ in range(2):
-            plain_update(twin, batch, LaProp(params, warmup=0, fused=fused))
-        found.append(twin.state_dict())
-    assert all(torch.equal(found[0][key], x) for key, x in found[1].items())
-    assert len(caplog.records) == 1
-
-
-def test_a_failing_compiler_is_named_with_its_message(
-    unbuilt: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    broken = unbuilt / "broken-cc"
-    broken.write_text('#!/bin/sh\n[ "$1" = --version ] && exit 0\necho no space left >&2; exit 1\n')
-    broken.chmod(0o755)
-    monkeypatch.setenv("CC", str(broken))
-    with caplog.at_level(logging.WARNING):
-        assert not kernels.available()
-    assert "no space left" in caplog.text and len(caplog.records) == 1
-    assert not list(unbuilt.glob("*.so"))
-
-
-def test_kernels_are_compiled_once(unbuilt: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = kernels_build.build(unbuilt)
-    assert path.parent == unbuilt and path.exists()
-    monkeypatch.setattr(kernels_build, "_compile", lambda *_: pytest.fail("compiled again"))
-    assert kernels_build.build(unbuilt) == path
-
-
-def test_the_next_process_compiles_nothing(unbuilt: Path) -> None:
-    code = (
-        "import pathlib, runpy, sys\n"
-        "build = runpy.run_path(sys.argv[1])['build']\n"
-        "build.__globals__['_compile'] = None\n"
-        "print(build(pathlib.Path(sys.argv[2])))"
-    )
-    command = [sys.executable, "-c", code, kernels_build.__file__, str(unbuilt)]
-    refused = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert "'NoneType' object is not callable" in refused.stderr
-    path = kernels_build.build(unbuilt)
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == str(path)
-
-
-def test_a_cache_folder_that_cannot_be_written_to(unbuilt: Path) -> None:
-    blocked = unbuilt / "file"
-    blocked.write_text("")
-    path = kernels_build.build(blocked / "below")
-    assert path.exists() and unbuilt not in path.parents
-
-
-def test_a_compiler_that_knows_few_flags(unbuilt: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    simple = unbuilt / "simple-cc"
-    compiler = kernels_build.find_compiler()
-    flags = "*-fopenmp\\ *|*-mprefer*|*-march*"
-    simple.write_text(f'#!/bin/sh\ncase "$*" in {flags}) exit 1;; esac\nexec {compiler} "$@"\n')
-    simple.chmod(0o755)
-    monkeypatch.setenv("CC", str(simple))
-    args = torch.randn(2, 100, 24), torch.ones(24)
-    native, plain = (results(ops.norm_silu, args, on) for on in (True, False))
-    assert all(error(a, b) <= 2e-6 for a, b in zip(native, plain, strict=True))
-    assert len(list(unbuilt.glob("kernels-*.so"))) == 1

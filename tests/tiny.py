@@ -13,10 +13,13 @@ import numpy as np
 import ray
 import torch
 from gymnasium import spaces
+from torch import Tensor
 
 from rllib_dreamer.dreamer import DreamerConfig, DreamerTorch
 from rllib_dreamer.dreamer_torch_learner import DreamerTorchLearner
-from rllib_dreamer.model.agent import Agent
+from rllib_dreamer.model.agent import Agent, build_agent
+from rllib_dreamer.model.distributions import FixedNoise
+from rllib_dreamer.model.sizes import ActionSpec, LossConfig, ObsSpec, model_config
 
 #: Overrides of "1M" that keep every part of the model and make each as small as it can be.
 MODEL = {
@@ -183,3 +186,61 @@ def assert_same(left: Any, right: Any, path: str = "") -> None:
         np.testing.assert_array_equal(np.asarray(left), np.asarray(right), err_msg=path)
     else:
         assert left == right, f"{path}: {left!r} != {right!r}"
+
+
+def assert_acting_with(group: Any, parameters: dict[str, np.ndarray]) -> None:
+    """Checks the weights of every EnvRunner."""
+    runners = group.foreach_env_runner(lambda runner: runner.module.get_state())
+    assert runners
+    for held in runners:
+        assert_same(held, {name: parameters[name.removeprefix("agent.")] for name in held})
+
+
+def watch_acting(agent: Agent) -> list[str]:
+    """A list that gets what each action from now on is: "random", "greedy" or "sampled"."""
+    kinds: list[str] = []
+    dists: list[dict[str, Any]] = []
+    agent.behavior.actor.register_forward_hook(lambda module, args, out: dists.append(out))
+    act = agent.act
+
+    def watched(obs: Any, state: Any, explore: bool, random: bool = False) -> Any:
+        actions, state = act(obs, state, explore, random)
+        greedy = all(torch.equal(actions[name], d.mode()) for name, d in dists[-1].items())
+        kinds.append("random" if random else "greedy" if greedy else "sampled")
+        return actions, state
+
+    agent.act = watched  # type: ignore[method-assign]
+    return kinds
+
+
+def agent_and_batch(rows: int = 3, steps: int = 4) -> tuple[Agent, dict[str, Tensor]]:
+    """A tiny agent with every kind of leaf, and a batch for it."""
+    obs = {
+        "image": ObsSpec("image", (16, 16, 3)),
+        "vector": ObsSpec("vector", (5,)),
+        "choice": ObsSpec("discrete", (2,), 4),
+    }
+    actions = {
+        "move": ActionSpec("continuous", 2),
+        "press": ActionSpec("discrete", 1, 3),
+        "turn": ActionSpec("discrete", 2, 5, (3, 5)),
+    }
+    config = model_config("1M", deter=32, hidden=16, units=16, mults=(2, 4))
+    agent = build_agent(obs, actions, config, LossConfig(horizon=3))
+    agent.noise = FixedNoise(0.3)
+    flag = torch.zeros(rows, steps + 1, dtype=torch.bool)
+    batch = {
+        "obs/image": torch.randint(0, 256, (rows, steps + 1, 16, 16, 3), dtype=torch.uint8),
+        "obs/vector": torch.randn(rows, steps + 1, 5),
+        "obs/choice": torch.randint(0, 4, (rows, steps + 1, 2)),
+        "action/move": torch.rand(rows, steps + 1, 2) * 2 - 1,
+        "action/press": torch.randint(0, 3, (rows, steps + 1, 1)),
+        "action/turn": torch.randint(0, 3, (rows, steps + 1, 2)),
+        "reward": torch.randn(rows, steps + 1),
+        "is_first": flag.index_fill(1, torch.tensor([2]), True),
+        "is_last": flag.clone(),
+        "is_terminal": flag.clone(),
+        "deter": torch.randn(rows, steps + 1, 32),
+        "stoch": torch.randint(0, 4, (rows, steps + 1, 32)),
+    }
+    return agent, batch
