@@ -19,6 +19,10 @@ from rllib_dreamer.atomic import write_text
 
 MANIFEST = "manifest.json"
 REPLAY_FOLDER = "replay"
+SCORE = "checkpoint_score"
+"""Key of a result by which checkpoints are ranked."""
+MARK = "rllib_dreamer"
+"""Key of a checkpoint's `.metadata.json`, which is Tune's, for what `rllib train` adds."""
 _UNFINISHED = ".unfinished"
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # of Linux
 
@@ -148,9 +152,13 @@ def problems(folder: str | Path, *, hashes: bool = True) -> list[str]:
     folder = Path(folder)
     if not (folder / MANIFEST).is_file():
         return [f"{MANIFEST} is missing: saving was not finished"]
+    try:
+        entries = _entries(folder)
+    except (ValueError, KeyError, TypeError):
+        return [f"{MANIFEST} is damaged"]
     links = [path for path in folder.rglob("*") if path.is_symlink()]
     found = [f"{p.relative_to(folder)} leads out of it" for p in links if _escapes(p, folder)]
-    for name, (size, digest) in _entries(folder).items():
+    for name, (size, digest) in entries.items():
         path = folder / name
         if _escapes(path, folder):
             found.append(f"{name} leads out of it")

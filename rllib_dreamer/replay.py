@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import gymnasium as gym
 import numpy as np
 
+from rllib_dreamer.atomic import write_text
 from rllib_dreamer.replay_memory import GB
 from rllib_dreamer.replay_steps import episode_steps
 from rllib_dreamer.replay_storage import (
@@ -341,7 +342,8 @@ class Replay:
         """Writes the replay into a directory, without a copy in memory.
 
         Steps kept on disk are not written again: the files name them, and stay valid only together
-        with the replay's own directory. `replay.json` is written last.
+        with the replay's own directory. `replay.json` is written last; without it, as a kill leaves
+        it, nothing is there to load.
 
         Args:
             path: Directory, made if it does not exist.
@@ -350,10 +352,11 @@ class Replay:
         path.mkdir(parents=True, exist_ok=True)
         with self._lock:
             commit = self._storage.commit()
+            (path / "replay.json").unlink(missing_ok=True)
             if commit is None:
                 write_columns(path, self._storage.columns, self._index.spans())
             metadata = {**self._metadata(), "commit": commit}
-            (path / "replay.json").write_text(json.dumps(metadata))
+            write_text(path / "replay.json", json.dumps(metadata))
 
     def load(self, path: str | Path) -> None:
         """Reads what `save` wrote; unpickles nothing.
@@ -363,9 +366,12 @@ class Replay:
                 replay's, its spaces and latents may not.
 
         Raises:
-            ValueError: The saved columns differ, or the steps were kept in another directory.
+            ValueError: Nothing was saved to its end there, the saved columns differ, or the steps
+                were kept in another directory.
         """
         path = Path(path)
+        if not (path / "replay.json").is_file():
+            raise ValueError(f"{path} holds no replay: replay.json, written last, is missing")
         metadata = json.loads((path / "replay.json").read_text())
         with self._lock:
             data = None

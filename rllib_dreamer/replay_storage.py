@@ -215,7 +215,7 @@ class DiskStorage(StepStorage):
 
         Raises:
             ValueError: Another replay uses the directory, it holds a replay with other columns or
-                another capacity, or the disk is too small.
+                another capacity, or the disk has too little room.
         """
         self.directory = Path(directory)
         self.directory.mkdir(parents=True, exist_ok=True)
@@ -256,17 +256,38 @@ class DiskStorage(StepStorage):
                     "replay_capacity, spaces and model_size as they were, or choose an empty one"
                 )
         else:
+            self._remove_files()  # of a creation that came to no end
             check_disk(self.num_rows * step_nbytes(self.layout), self.directory)
-        columns = {
-            name: self._map(f"column_{i:02}.npy", column, self.num_rows, create=not exists)
-            for i, (name, column) in enumerate(self.layout.items())
-        }
-        entry = Column((), np.dtype(np.int64))
-        self._chunks = self._map("chunks.npy", entry, self.num_chunks, create=not exists)
+        columns = self._open_files(create=not exists)
         self._started = self._adopted = False
         if not exists:
             self.clear()
         return columns
+
+    def _open_files(self, *, create: bool) -> dict[str, np.ndarray]:
+        """Maps the columns and `chunks.npy`, with all their blocks reserved if they are new."""
+        try:
+            columns = {
+                name: self._map(f"column_{i:02}.npy", column, self.num_rows, create=create)
+                for i, (name, column) in enumerate(self.layout.items())
+            }
+            entry = Column((), np.dtype(np.int64))
+            self._chunks = self._map("chunks.npy", entry, self.num_chunks, create=create)
+        except OSError as error:
+            if not create:
+                raise
+            self._remove_files()
+            raise ValueError(
+                f"replay_directory {str(self.directory)!r} cannot hold the replay "
+                f"({error.strerror or error}): lower replay_capacity, run fewer trials on that "
+                "disk, or choose a directory on another one"
+            ) from error
+        return columns
+
+    def _remove_files(self) -> None:
+        self._maps.clear()
+        for path in (*self.directory.glob("column_*.npy"), self.directory / "chunks.npy"):
+            path.unlink(missing_ok=True)
 
     def _map(self, name: str, column: Column, rows: int, *, create: bool) -> np.ndarray:
         path = self.directory / name

@@ -36,6 +36,15 @@ def test_a_folder_without_a_manifest_is_refused(tmp_path: Path) -> None:
         checkpoint.verify(tmp_path)
 
 
+@pytest.mark.parametrize("text", ["", '{"files": {"a.bin": [3, "0', "[]", "{}"])
+def test_a_damaged_manifest_is_refused(text: str, sealed: Path) -> None:
+    """As where the checkpoint was copied and the copy cut off."""
+    (sealed / checkpoint.MANIFEST).write_text(text)
+    assert not checkpoint.is_complete(sealed)
+    with pytest.raises(ValueError, match=r"c is not complete: manifest\.json is damaged"):
+        checkpoint.verify(sealed)
+
+
 def test_a_missing_file_is_named(sealed: Path) -> None:
     (sealed / "sub" / "b.bin").unlink()
     assert not checkpoint.is_complete(sealed)

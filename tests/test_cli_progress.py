@@ -7,6 +7,7 @@ import math
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 from rich.console import Console
 
@@ -23,6 +24,8 @@ def test_stop_condition_uses_short_names_and_waits_for_missing_metrics() -> None
     assert condition("t", {"dreamer": {"env_steps": 10}})
     assert condition("t", {"num_env_steps_sampled_lifetime": 10})
     assert condition("t", {"env_runners": {"episode_return_mean": 5.0}})
+    for value in (np.float32(5), np.int64(5)):  # as RLlib passes on what a callback logs
+        assert condition("t", {"env_runners": {"episode_return_mean": value}})
 
 
 def test_a_requested_stop_ends_trials_at_their_next_result_only() -> None:

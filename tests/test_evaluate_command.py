@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
 import re
 import shutil
@@ -87,6 +88,24 @@ class TestCommand:
         with pytest.raises(OSError, match="no space left"):
             write_results(found, tmp_path)
         assert not (tmp_path / "metrics.json").exists()
+
+    def test_a_full_disk_leaves_the_figures_on_the_screen(
+        self,
+        saved: Path,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str],
+    ) -> None:
+        def full(*arguments: Any) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device", "episodes.csv")
+
+        monkeypatch.setattr("rllib_dreamer.evaluation.run._write_csv", full)
+        words = ["evaluate", str(saved), "--episodes", "1", "--max-steps", "2"]
+        with pytest.raises(SystemExit) as ended:
+            cli.main([*words, "--save-dir", str(tmp_path)])
+        shown = capsys.readouterr()
+        assert ended.value.code == 1 and "return " in shown.out
+        assert shown.err.count("\n") == 1 and "No space left on device: 'episodes.csv'" in shown.err
 
     def test_results_have_a_folder_of_their_own(
         self, saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -158,6 +159,26 @@ class TestWorldModel:
         assert found.windows is None and found.heads_open_loop is None
         assert found.images["camera"].open_loop is None
         assert np.isfinite(found.vectors["joints"][0]) and np.isnan(found.vectors["joints"][1])
+
+    def test_the_error_of_a_vector_is_over_all_steps_alike(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Episodes of 4 and 61 observations, wrong by 3 and by 1."""
+
+        def zeros(agent: Any, states: Any) -> dict[str, torch.Tensor]:
+            lead = states.deter.shape[:2]
+            return {"camera": torch.zeros(*lead, 32, 32, 3), "joints": torch.zeros(*lead, 3)}
+
+        policy = make_policy()
+        probe = self.probe(policy)
+        monkeypatch.setattr(imagination, "decode", zeros)
+        for length, off in ((3, 3.0), (60, 1.0)):
+            episode = self.episode(policy, length)
+            episode.obs["joints"][:] = off
+            probe.add(episode)
+        posterior, ahead = probe.result().vectors["joints"]
+        assert posterior == pytest.approx(math.sqrt((4 * 9 + 61) / 65))
+        assert ahead == 1.0
 
     def test_windows_of_short_and_long_episodes_are_padded(self) -> None:
         policy = make_policy()

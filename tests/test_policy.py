@@ -309,6 +309,34 @@ print(policy.act(dict(np.load(sys.argv[2])))["arm"].tolist())
         with pytest.raises(ImportError, match="pip install onnx onnxscript"):
             policy.export(tmp_path, formats=("onnx",))
 
+    def test_nothing_of_an_earlier_export_is_left(
+        self, policy: DreamerPolicy, tmp_path: Path
+    ) -> None:
+        policy.export(tmp_path)
+        (tmp_path / "notes.txt").write_text("of a user")
+        policy.export(tmp_path, formats=())
+        names = {export.DESCRIPTION, export.WEIGHTS, export.CARD, "notes.txt"}
+        assert {path.name for path in tmp_path.iterdir()} == names
+
+    def test_an_export_that_fails_leaves_the_earlier_one_or_none(
+        self, policy: DreamerPolicy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def fail(*_: Any) -> None:
+            raise RuntimeError("cannot be traced")
+
+        policy.export(tmp_path, formats=())
+        before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+        policy.about = {"agent_steps": 7}
+        with monkeypatch.context() as patched:
+            patched.setattr(policy_step, "find_spec", lambda name: None)
+            with pytest.raises(ImportError):
+                policy.export(tmp_path, formats=("torch", "onnx"))
+        assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+        monkeypatch.setattr(export, "write_steps", fail)
+        with pytest.raises(RuntimeError, match="cannot be traced"):
+            policy.export(tmp_path)
+        assert not export.is_exported(tmp_path)
+
     def test_an_env_that_no_name_leads_to_is_left_out(
         self, policy: DreamerPolicy, tmp_path: Path
     ) -> None:
@@ -401,6 +429,18 @@ class TestCheckpoints:
         assert find_checkpoint(tmp_path, "best").name == "checkpoint_000000"
         assert find_checkpoint(tmp_path, "last").name == "checkpoint_000001"
 
+    def test_passes_over_files_that_were_cut_short(self, copy: Path, tmp_path: Path) -> None:
+        for number in (1, 2):
+            shutil.copytree(copy, tmp_path / f"checkpoint_00000{number}")
+        for number, mark in enumerate(
+            ('{"rllib_dreamer": {"checkpoint_score": 7}}', '{"rllib_dre')
+        ):
+            (tmp_path / f"checkpoint_00000{number}" / ".metadata.json").write_text(mark)
+        (tmp_path / "result.json").write_text('{"checkpoint_dir_name": "checkpoint_000001", "tr')
+        (tmp_path / "checkpoint_000002" / checkpoint.MANIFEST).write_text("")
+        assert find_checkpoint(tmp_path, "best").name == "checkpoint_000000"
+        assert find_checkpoint(tmp_path, "last").name == "checkpoint_000001"
+
     @pytest.mark.parametrize(
         ("name", "message"),
         [("nothing", "nothing does not exist"), (".", "holds no checkpoint")],
@@ -453,6 +493,9 @@ class TestCheckpoints:
         path = copy / "class_and_ctor_args.pkl"
         path.write_bytes(content)
         with pytest.raises(ValueError, match="needs the module 'no_such_package'"):
+            DreamerPolicy.from_checkpoint(copy)
+        path.write_bytes(b"ctiny\nRenamedEnv\n.")
+        with pytest.raises(ValueError, match=r"another name or place now .*'RenamedEnv'"):
             DreamerPolicy.from_checkpoint(copy)
 
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 import copy
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from replay_episodes import ACT, OBS, D, Env, S, T, assert_equal, check_alignment, make
 
+from rllib_dreamer import replay
 from rllib_dreamer.replay import Replay
+from rllib_dreamer.replay_storage import write_columns
 
 
 def busy(directory: Path | None = None, lookback: int = 0) -> tuple[Replay, list[Env]]:
@@ -75,6 +78,27 @@ def test_saved_files_hold_no_pickles_and_only_what_is_stored(tmp_path: Path) -> 
         assert len(np.load(tmp_path / name, allow_pickle=False)) == len(replay)
     state = {k: v for k, v in replay.get_state().items() if k != "data"}
     assert json.loads(json.dumps(state)) == state
+
+
+def test_saving_again_that_is_cut_off_leaves_nothing_to_load(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The columns are written over, so what remains is of both."""
+    full, envs = busy()
+    full.save(tmp_path)
+    full.add([env.run(30) for env in envs])
+
+    def cut_off(*arguments: Any) -> None:
+        write_columns(*arguments)
+        raise OSError("no space left")
+
+    monkeypatch.setattr(replay, "write_columns", cut_off)
+    with pytest.raises(OSError, match="no space left"):
+        full.save(tmp_path)
+    with pytest.raises(
+        ValueError, match=r"holds no replay: replay\.json, .* is missing"
+    ):
+        make(capacity=120, online=True).load(tmp_path)
 
 
 @pytest.mark.parametrize("how", ["state", "files"])

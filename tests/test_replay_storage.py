@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,9 @@ import pytest
 from gymnasium import spaces
 from replay_episodes import ACT, D, S
 
+from rllib_dreamer import replay_storage
 from rllib_dreamer.replay_storage import (
+    DiskStorage,
     check_disk,
     step_layout,
     step_nbytes,
@@ -31,6 +34,29 @@ def test_refuses_spaces_without_a_shape() -> None:
 def test_disk_check_names_need(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"replay_directory .* needs 1000000000.0 GB"):
         check_disk(10**18, tmp_path)
+
+
+def test_files_that_do_not_fit_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The disk gets full, also by another trial, after the check; a retry must have the room."""
+    layout = step_layout(spaces.Box(-1, 1, (3,)), ACT, deter=D, stoch=S)
+    reserved = []
+
+    def full(path: Path) -> None:
+        reserved.append(path.name)
+        if len(reserved) == 3:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(replay_storage, "_reserve_blocks", full)
+    with pytest.raises(ValueError, match=r"replay_directory .* cannot hold the replay \(No space"):
+        DiskStorage(layout, 4, 8, tmp_path)
+    assert not list(tmp_path.glob("*.npy"))
+    (tmp_path / "column_00.npy").write_bytes(b"of a creation that was killed")
+    sizes = []
+    monkeypatch.setattr(
+        replay_storage, "check_disk", lambda *_: sizes.append(len(list(tmp_path.glob("*.npy"))))
+    )
+    DiskStorage(layout, 4, 8, tmp_path).close()
+    assert sizes == [0]
 
 
 @pytest.mark.parametrize("shape", [(0, 3), (7, 3), (3, 2**14), (2**15 + 1,)])

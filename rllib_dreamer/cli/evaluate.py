@@ -78,13 +78,10 @@ def evaluate_command(
     with _errors_in_one_line():
         policy = _load(checkpoint, which, storage_path, device, console)
         source, config = environment(policy, env, changes)
-        with _errors_of(folder):
-            folder.mkdir(parents=True, exist_ok=True)  # an error now loses nothing
+        _make(folder)
         evaluation = _play(policy, source, config, console, episodes, num_envs, rules)
-    with _errors_of(folder):
-        written = write_results(evaluation, folder)
-    lines = [*summary_lines(evaluation), *(str(path) for path in written)]
-    console.print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)
+        _show(console, *summary_lines(evaluation))  # first: the disk may be full
+        _show(console, *map(str, write_results(evaluation, folder)))
 
 
 def check_device(device: str) -> None:
@@ -111,11 +108,10 @@ def _errors_in_one_line() -> Iterator[None]:
         raise RunFailed(" ".join(str(error).split())) from error
 
 
-@contextmanager
-def _errors_of(folder: Path) -> Iterator[None]:
-    """Tells errors of writing as those of `--save-dir`."""
+def _make(folder: Path) -> None:
+    """Makes the folder of the results, before anything is played."""
     try:
-        yield
+        folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise CommandError(f"--save-dir: {error}") from error
 
@@ -158,13 +154,18 @@ def summary_lines(evaluation: Evaluation) -> list[str]:
     return lines
 
 
+def _show(console: Console, *lines: str) -> None:
+    """Prints lines as they are."""
+    console.print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)
+
+
 def _load(
     checkpoint: str, which: str, storage: str, device: str, console: Console
 ) -> DreamerPolicy:
     """Loads the policy and says from where."""
     path = Path(checkpoint).expanduser()
     folder = path if is_exported(path) else find_checkpoint(checkpoint, which, storage)
-    console.print(f"evaluating {folder}", markup=False, highlight=False, soft_wrap=True)
+    _show(console, f"evaluating {folder}")
     return DreamerPolicy.from_checkpoint(folder, device=device)
 
 

@@ -57,7 +57,10 @@ class TrainOptions:
     num_samples: Annotated[
         int,
         typer.Option(
-            "--num-samples", min=1, help="Runs per setting, one seed each.", rich_help_panel=_RUN
+            "--num-samples",
+            min=1,
+            help="Runs per setting, with a seed each if the config has one.",
+            rich_help_panel=_RUN,
         ),
     ] = 1
     max_failures: Annotated[

@@ -8,13 +8,14 @@ from typing import Any
 from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.callbacks.callbacks import RLlibCallback
 
-#: Result key by which checkpoints are ranked. Tune finds a score only at the top level of a
-#: result, not in a nested dict, and wants it in every one.
-SCORE = "checkpoint_score"
+from rllib_dreamer.checkpoint import SCORE
 
 
 class RunReporter(RLlibCallback):
-    """Scores each result by the newest mean episode return."""
+    """Scores each result by the newest mean episode return.
+
+    Tune finds a score only at the top level of a result, and wants it in every one.
+    """
 
     def __init__(self) -> None:
         super().__init__()

@@ -25,9 +25,9 @@ from ray.tune.utils import flatten_dict
 from ray.tune.utils.serialization import TuneFunctionEncoder, _loads_with_cloudpickle
 
 from rllib_dreamer.atomic import write_text
+from rllib_dreamer.checkpoint import MARK, SCORE
 from rllib_dreamer.cli.errors import CommandError, RunFailed, did_you_mean
 from rllib_dreamer.cli.experiment import has_search
-from rllib_dreamer.cli.reporter import SCORE
 
 _STATE_FILES = "experiment_state-*.json"
 #: The last state that was read whole; Tune's own file may be cut short by a kill.
@@ -35,7 +35,6 @@ _BACKUP_FILE = "last_good_state.json"
 #: What the experiment is one of, see `CheckpointMarker`.
 _NAME_FILE = "rllib_dreamer.txt"
 _CHECKPOINT_FOLDER = re.compile(r"checkpoint_(\d+)")
-_MARK = "rllib_dreamer"
 _KEPT_OF_THE_RUN = ("_session_str", "_start_time", "_total_time", "_iteration")
 
 
@@ -84,7 +83,7 @@ class CheckpointMarker(Callback):
         """Marks a checkpoint as complete, and keeps a readable copy of the state."""
         flat = flatten_dict(trial.last_result or {})
         keys = ("training_iteration", "time_total_s", SCORE)
-        checkpoint.update_metadata({_MARK: {key: flat[key] for key in keys if key in flat}})
+        checkpoint.update_metadata({MARK: {key: flat[key] for key in keys if key in flat}})
         folder = Path(trial.storage.experiment_fs_path)
         if folder.is_dir():
             _back_up_state(folder)
@@ -232,7 +231,7 @@ def _mark(checkpoint: Path) -> dict[str, Any] | None:
         metadata = Checkpoint.from_directory(str(checkpoint)).get_metadata()
     except ValueError:  # Cut short.
         return None
-    mark = metadata.get(_MARK)
+    mark = metadata.get(MARK)
     return mark if isinstance(mark, dict) else None
 
 

@@ -6,6 +6,7 @@ import math
 import signal
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from numbers import Real
 from types import FrameType
 from typing import Any
 
@@ -35,7 +36,7 @@ def lookup(result: Mapping[str, Any], name: str) -> float | None:
     """
     for key in (name, *STOP_ALIASES.get(name, ())):
         value = result.get(key)
-        if isinstance(value, (int, float)) and not math.isnan(value):
+        if isinstance(value, Real) and not math.isnan(value):
             return float(value)
     return None
 

@@ -11,8 +11,8 @@ from ray.tune import Result
 from ray.tune.result_grid import ResultGrid
 from ray.tune.utils import flatten_dict
 
+from rllib_dreamer.checkpoint import SCORE
 from rllib_dreamer.cli.experiment import Experiment
-from rllib_dreamer.cli.reporter import SCORE
 from rllib_dreamer.dreamer_config import DreamerConfig
 
 

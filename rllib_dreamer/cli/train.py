@@ -17,6 +17,7 @@ from ray.tune.registry import register_trainable
 from ray.tune.result_grid import ResultGrid
 from rich.console import Console
 
+from rllib_dreamer.checkpoint import SCORE
 from rllib_dreamer.cli.errors import CommandError, RunFailed, first_line
 from rllib_dreamer.cli.experiment import (
     Experiment,
@@ -26,7 +27,7 @@ from rllib_dreamer.cli.experiment import (
 )
 from rllib_dreamer.cli.options import TrainOptions, takes_train_options
 from rllib_dreamer.cli.progress import ProgressDisplay
-from rllib_dreamer.cli.reporter import SCORE, RunReporter
+from rllib_dreamer.cli.reporter import RunReporter
 from rllib_dreamer.cli.resume import CheckpointMarker, find_experiment, mend_experiment
 from rllib_dreamer.cli.session import check_resources, prepare, ray_session
 from rllib_dreamer.cli.stopping import StopCondition, stop_on_signal

@@ -104,7 +104,7 @@ class WorldModelProbe:
         self.frames_each = math.ceil(_RECONSTRUCTIONS / episodes)
         self.windows_each = math.ceil(_WINDOWS / episodes)
         self.quality: dict[str, list[FrameQuality]] = {key: [] for key in self.images}
-        self.errors: dict[str, tuple[list[float], list[float]]] = {
+        self.errors: dict[str, tuple[list[SquaredError], list[SquaredError]]] = {
             key: ([], []) for key in self.vectors
         }
         self.heads: list[NDArray[np.float64]] = []
@@ -222,13 +222,23 @@ def _pixels(frames: torch.Tensor) -> NDArray[np.uint8]:
     return found
 
 
-def _squared_error(predicted: torch.Tensor, truth: np.ndarray) -> float:
+class SquaredError(NamedTuple):
+    """Sum of squared errors, and of how many numbers."""
+
+    total: float
+    numbers: int
+
+
+def _squared_error(predicted: torch.Tensor, truth: np.ndarray) -> SquaredError:
     error: NDArray[Any] = predicted.cpu().numpy() - truth.astype(np.float64)
-    return float(np.square(error[np.isfinite(error)]).mean())
+    finite = error[np.isfinite(error)]
+    return SquaredError(float(np.square(finite).sum()), finite.size)
 
 
-def _root_mean(squares: list[float]) -> float:
-    return math.sqrt(sum(squares) / len(squares)) if squares else math.nan
+def _root_mean(errors: list[SquaredError]) -> float:
+    """Over all numbers alike, whichever episode they are from; NaN without any."""
+    count = sum(error.numbers for error in errors)
+    return math.sqrt(sum(error.total for error in errors) / count) if count else math.nan
 
 
 def _head_errors(rows: list[NDArray[np.float64]]) -> HeadErrors:

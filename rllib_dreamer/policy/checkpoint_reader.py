@@ -11,6 +11,7 @@ import json
 import math
 import pickle
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,6 @@ DEFAULT_STORAGE = "~/ray_results"
 
 _MODULE = Path("learner_group/learner/rl_module/default_policy")
 _CONSTRUCTION = "class_and_ctor_args.pkl"
-_SCORE = "checkpoint_score"
 _NEWEST = ("best", "last")
 
 
@@ -151,6 +151,11 @@ def _load(folder: Path, name: str | Path) -> Any:
             f"checkpoint {folder} needs the module {error.name!r}, which cannot be imported: "
             "install it, or put its folder on PYTHONPATH."
         ) from error
+    except AttributeError as error:
+        raise ValueError(
+            f"checkpoint {folder} needs code that has another name or place now ({error}): give "
+            "it the old name too, or install the version that wrote the checkpoint."
+        ) from error
     except (FileNotFoundError, EOFError, pickle.UnpicklingError) as error:
         raise ValueError(
             f"checkpoint {folder} is not complete: {name} is missing or damaged. Use an earlier "
@@ -192,12 +197,16 @@ def _score(folder: Path) -> float:
 
 def _scores(folder: Path) -> Iterator[float]:
     """What is known of a checkpoint's mean return: its own mark, then the trial's results."""
-    mark = folder / ".metadata.json"
-    if mark.is_file():
-        yield float(json.loads(mark.read_text()).get("rllib_dreamer", {}).get(_SCORE, math.nan))
-    results = folder.parent / "result.json"
-    for line in results.read_text().splitlines() if results.is_file() else []:
-        if folder.name in line:
-            result = json.loads(line)
-            if result.get("checkpoint_dir_name") == folder.name:
-                yield float(result.get("env_runners", {}).get("episode_return_mean", math.nan))
+    for metadata in _records(folder / ".metadata.json", checkpoint.MARK):
+        yield float(metadata.get(checkpoint.MARK, {}).get(checkpoint.SCORE, math.nan))
+    for result in _records(folder.parent / "result.json", folder.name):
+        if result.get("checkpoint_dir_name") == folder.name:
+            yield float(result.get("env_runners", {}).get("episode_return_mean", math.nan))
+
+
+def _records(path: Path, word: str) -> Iterator[dict[str, Any]]:
+    """The JSON objects, one a line, that hold a word; what a kill cut short is passed over."""
+    for line in path.read_text().splitlines() if path.is_file() else []:
+        if word in line:
+            with suppress(json.JSONDecodeError):
+                yield json.loads(line)

@@ -24,12 +24,19 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
+from rllib_dreamer.atomic import write_text
 from rllib_dreamer.model.agent import Agent, build_agent
 from rllib_dreamer.model.codec import Decoder, Encoder
 from rllib_dreamer.model.sizes import ActionSpec, LossConfig, ModelConfig, ObsSpec
 from rllib_dreamer.policy.parts import PolicyParts
 from rllib_dreamer.policy.space_json import space_from_json, space_to_json
-from rllib_dreamer.policy.step import STEP_FORMATS, describe_step, write_steps
+from rllib_dreamer.policy.step import (
+    STEP_FILES,
+    STEP_FORMATS,
+    describe_step,
+    require_packages,
+    write_steps,
+)
 
 DESCRIPTION, WEIGHTS, CARD = "policy.json", "model.safetensors", "README.md"
 
@@ -46,7 +53,8 @@ def write_export(policy: PolicyParts, folder: Path, formats: Sequence[str] = ("t
 
     Args:
         policy: The policy.
-        folder: Made if need be; files of an earlier export in it are replaced.
+        folder: Made if need be; what an earlier export left in it is removed. `policy.json` is
+            written last: without it a folder holds no exported policy.
         formats: How to write the step: "torch", "onnx" (needs onnx and onnxscript), both or none.
 
     Returns:
@@ -59,16 +67,19 @@ def write_export(policy: PolicyParts, folder: Path, formats: Sequence[str] = ("t
     unknown = sorted(set(formats) - STEP_FORMATS.keys())
     if unknown:
         raise ValueError(f"formats: got {unknown}; must be of {', '.join(STEP_FORMATS)}.")
+    require_packages(formats)
     agent = policy.agent
     _check_standard(agent)
+    description = _describe(policy)
     folder.mkdir(parents=True, exist_ok=True)
+    for name in (DESCRIPTION, WEIGHTS, CARD, *STEP_FILES.values()):
+        (folder / name).unlink(missing_ok=True)
     tensors = {key: x.detach().cpu().contiguous() for key, x in agent.state_dict().items()}
     (folder / WEIGHTS).write_bytes(save(tensors))
     files = write_steps(policy, folder, formats)
-    description = _describe(policy) | {"step": describe_step(policy) | {"files": files}}
-    text = json.dumps(description, indent=1, allow_nan=False)
-    (folder / DESCRIPTION).write_text(text + "\n", encoding="utf-8")
+    description["step"] = describe_step(policy) | {"files": files}
     (folder / CARD).write_text(_card(description), encoding="utf-8")
+    write_text(folder / DESCRIPTION, json.dumps(description, indent=1, allow_nan=False) + "\n")
     return folder
 
 

@@ -26,7 +26,7 @@ from rllib_dreamer.spaces import canonical, leaf_spaces
 STEP_FORMATS = {"torch": "read it by `torch.export.load`.", "onnx": "read it by onnxruntime."}
 """How a step can be written, with a hint for the model card."""
 
-_FILES = {"torch": "policy_step.pt2", "onnx": "policy_step.onnx"}
+STEP_FILES = {"torch": "policy_step.pt2", "onnx": "policy_step.onnx"}
 _ROWS = 2  # of the example that is traced; the number of rows stays free
 
 
@@ -119,21 +119,16 @@ def write_steps(policy: PolicyParts, folder: Path, formats: Sequence[str]) -> di
 
     Returns:
         Format -> name of the file.
-
-    Raises:
-        ImportError: If the packages for ONNX are not installed.
     """
-    if "onnx" in formats:
-        _require_onnx()
     if formats:
         with _quiet(), _deterministic(policy):
             program = _traced(policy)
             for name in formats:
                 if name == "torch":
-                    torch.export.save(program, folder / _FILES[name])
+                    torch.export.save(program, folder / STEP_FILES[name])
                 else:
-                    _write_onnx(policy, program, folder / _FILES[name])
-    return {name: _FILES[name] for name in formats}
+                    _write_onnx(policy, program, folder / STEP_FILES[name])
+    return {name: STEP_FILES[name] for name in formats}
 
 
 def _traced(policy: PolicyParts) -> torch.export.ExportedProgram:
@@ -144,7 +139,14 @@ def _traced(policy: PolicyParts) -> torch.export.ExportedProgram:
     return torch.export.export(PolicyStep(policy).eval(), inputs, dynamic_shapes=shapes)
 
 
-def _require_onnx() -> None:
+def require_packages(formats: Sequence[str]) -> None:
+    """Checks that a step can be written in these formats.
+
+    Raises:
+        ImportError: If the packages for ONNX are needed and not installed.
+    """
+    if "onnx" not in formats:
+        return
     if find_spec("onnx") is None or find_spec("onnxscript") is None:
         raise ImportError(
             'the format "onnx" needs onnx and onnxscript; run: pip install onnx onnxscript'
