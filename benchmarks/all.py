@@ -2,8 +2,8 @@
 
     python benchmarks/all.py --quick --out benchmarks/results
 
-Each runs as a command of its own, which the table names. `--quick`, as `make bench` has it, takes
-the fewest rounds that give a median.
+Each runs as a command of its own, which the table names as it ran. `--quick`, as `make bench` has
+it, takes the fewest rounds that give a median.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def run(name: str, arguments: str, out: Path) -> dict[str, Any]:
 
 
 def markdown(here: dict[str, Any], results: dict[str, dict[str, Any]]) -> str:
-    """The table of all figures, under the machine as it was before."""
+    """The table of all figures, by the commands as they ran, under the machine as it was before."""
     cpu = f"{here['cpu']}, {here['cores']} cores, {', '.join(here['flags'])}"
     load = ", ".join(map(str, here["load"]))
     lines = [
@@ -68,8 +68,7 @@ def markdown(here: dict[str, Any], results: dict[str, dict[str, Any]]) -> str:
         f"| {' | '.join(HEADER)} |",
         "| --- | ---: | ---: | --- | ---: | --- | --- |",
     ]
-    for name, result in results.items():
-        command, _ = COMMANDS[name]
+    for command, result in results.items():
         lines.append(f"| **`{command}`** |" + " |" * (len(HEADER) - 1))
         for row in result["figures"]:
             row.pop("met")
@@ -94,7 +93,8 @@ def main(
     here, results = machine(), {}
     for name, (command, few) in COMMANDS.items():
         if only in name:
-            results[name] = run(name, f"{command} {few}" if quick else command, out)
+            arguments = f"{command} {few}" if quick else command
+            results[arguments] = run(name, arguments, out)
     table = markdown(here, results)
     (out / "table.md").write_text(table)
     if to_readme:

@@ -4,7 +4,8 @@
 
 Sampling alone, as `DreamerTorch` does it: 0 runners step in the main process, others are processes
 of their own which a round is asked of at once. All share the cores of this machine, so that more
-runners than cores cannot be faster here. The ratio is to the first row, one local env by default.
+runners than cores cannot be faster here. The ratio is to the first row, one local env by default,
+which takes turns with each of the others.
 """
 
 from __future__ import annotations
@@ -12,11 +13,12 @@ from __future__ import annotations
 import time
 from functools import partial
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from statistics import median
+from typing import Annotated, Any, NamedTuple
 
 import ray
 import typer
-from common import Observation, Program, figure, median_ratio, report
+from common import Figure, Observation, Program, figure, median_ratio, report
 from loop import NoiseEnv
 
 from rllib_dreamer import DreamerConfig, DreamerTorch
@@ -56,11 +58,6 @@ def build(case: Case) -> DreamerTorch:
     return algo
 
 
-def rates(algo: DreamerTorch, rounds: int, seconds: float) -> list[float]:
-    """Agent steps a second, so many times over at least so many seconds."""
-    return [rate(algo, seconds) for _ in range(rounds)]
-
-
 def rate(algo: DreamerTorch, seconds: float) -> float:
     """Agent steps a second over at least so many seconds."""
     begin, before = time.perf_counter(), algo._agent_steps
@@ -69,13 +66,47 @@ def rate(algo: DreamerTorch, seconds: float) -> float:
     return (algo._agent_steps - before) / (time.perf_counter() - begin)
 
 
-def measure(case: Case, rounds: int, seconds: float) -> list[float]:
-    """`rates` in a process of its own: one that has drawn may not fork envs that draw."""
-    program = Program(build, case)
+class Turns(NamedTuple):
+    """Rates of a case, and those of the first one between them; none for the first one itself."""
+
+    rates: list[float]
+    beside: list[float]
+
+
+def measure(cases: list[Case], rounds: int, seconds: float) -> list[Turns]:
+    """Times each case in turn with the first one.
+
+    Each has a process of its own: one that has drawn may not fork envs that draw. No more than two
+    are alive at once, since all of them together would not fit into memory.
+    """
+    once = partial(rate, seconds=seconds)
+    first = Program(build, cases[0])
     try:
-        return program.ask(partial(rates, rounds=rounds, seconds=seconds))
+        found = [Turns([first.ask(once) for _ in range(rounds)], [])]
+        for case in cases[1:]:
+            found.append(Turns([], []))
+            program = Program(build, case)
+            try:
+                for _ in range(rounds):
+                    found[-1].beside.append(first.ask(once))
+                    found[-1].rates.append(program.ask(once))
+            finally:
+                program.close()
     finally:
-        program.close()
+        first.close()
+    return found
+
+
+def figures(name: str, cases: list[Case], found: list[Turns]) -> list[Figure]:
+    """The rows: each case, all but the first beside the first one's rate in the same rounds."""
+    rows = []
+    for case, (rates, beside) in zip(cases, found, strict=True):
+        more: dict[str, Any] = {}
+        if beside:
+            more["beside"] = f"{cases[0]} {median(beside):.4g} steps/s"
+            more["ratio"] = median_ratio(rates, beside)
+        rows.append(figure(f"sampling {name}, {case}", rates, "steps/s", **more))
+    return rows
 
 
 def whole_numbers(text: str) -> list[int]:
@@ -99,18 +130,8 @@ def main(
         for each in whole_numbers(envs)
         for mode in (("sync", "async") if each > 1 else ("sync",))
     ]
-    found = [measure(case, rounds, seconds) for case in cases]
-    rows = [
-        figure(
-            f"sampling {env} {obs.value}, {case}",
-            rates,
-            "steps/s",
-            beside=str(cases[0]),
-            ratio=median_ratio(rates, found[0]),
-        )
-        for case, rates in zip(cases, found, strict=True)
-    ]
-    report("env runners", rows, json_)
+    found = measure(cases, rounds, seconds)
+    report("env runners", figures(f"{env} {obs.value}", cases, found), json_)
 
 
 if __name__ == "__main__":

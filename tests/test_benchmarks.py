@@ -113,7 +113,7 @@ def test_all_writes_one_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     )
     invoke(module, "--quick", "--only", "policy", "--out", str(tmp_path), "--publish")
     table = (tmp_path / "table.md").read_text()
-    assert "policy_step.py --size 1M" in table
+    assert "| **`policy_step.py --size 1M --steps 2`** |" in table  # as it ran
     assert "| policy step 1M image, 16 envs |" in table
     assert load("common").machine()["cpu"] in table
     published = readme.read_text()
@@ -126,6 +126,47 @@ def test_every_benchmark_is_part_of_all() -> None:
     scripts = {command.split()[0] for command, _ in load("all").COMMANDS.values()}
     benchmarks = {p.name for p in FOLDER.glob("*.py") if "typer.run(main)" in p.read_text()}
     assert scripts == benchmarks - {"all.py"}
+
+
+def test_each_case_of_the_runners_takes_turns_with_the_first(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    module, asked, alive = load("runners"), [], []
+
+    class Program:
+        def __init__(self, build: object, case: Any) -> None:
+            self.case = case
+            alive.append(case)
+            assert len(alive) <= 2
+
+        def ask(self, function: object) -> float:
+            asked.append(self.case.runners)
+            return 10.0 * len(asked)
+
+        def close(self) -> None:
+            alive.remove(self.case)
+
+    monkeypatch.setattr(module, "Program", Program)
+    cases = [module.Case("noise", module.Observation.image, n, 1, "sync") for n in (0, 1, 2)]
+    first, one, two = module.figures("noise", cases, module.measure(cases, 2, 0.0))
+    assert asked == [0, 0, 0, 1, 0, 1, 0, 2, 0, 2] and not alive
+    assert first.ratio is None and not first.beside and first.value == 15.0
+    assert one.ratio == (40 / 30 + 60 / 50) / 2 and one.beside == "local x 1 envs 40 steps/s"
+    assert two.ratio == (80 / 70 + 100 / 90) / 2
+
+
+def test_ratios_of_the_replay_are_those_of_single_turns() -> None:
+    module = load("replay")
+    results = {key: {"ours": [1.0, 6.0, 4.0], "rllib": [2.0, 3.0, 8.0]} for key in module.LABELS}
+    for key in module.ONCE:
+        results[key] = {"ours": [3.0], "rllib": [6.0]}
+    del results["refresh"]["rllib"]
+    rows = dict(zip(module.LABELS, module.figures(results), strict=True))
+    assert rows["sample"].ratio == 0.5 and rows["sample"].beside == "RLlib 3 ms"
+    assert (rows["sample"].least, rows["sample"].most) == (1.0, 6.0)
+    assert rows["fill"].ratio == 0.5 and rows["fill"].least is None
+    assert rows["bytes"].most is None and rows["bytes"].met
+    assert rows["refresh"].ratio is None
 
 
 def test_a_target_bounds_the_value_or_the_ratio() -> None:

@@ -140,7 +140,14 @@ def test_exact_frames_equal_dm_control(domain, task, camera, steps):
 
 
 @pytest.mark.parametrize(
-    "name", ["dmc/walker-walk", "dmc/cheetah-run", "dmc/quadruped-run", "dmc/cartpole-swingup"]
+    "name",
+    [
+        "dmc/walker-walk",
+        "dmc/cheetah-run",
+        "dmc/quadruped-run",
+        "dmc/quadruped-escape",
+        "dmc/cartpole-swingup",
+    ],
 )
 def test_fast_frames_are_close_to_exact_ones(name):
     """The default rendering changes the picture by less than 0.1 of 255 on average."""
@@ -239,6 +246,39 @@ class TestDmEnvUnderneath(test_utils.EnvironmentTestMixin, absltest.TestCase):
 def test_no_opengl_context_before_the_first_picture():
     env = dmc.make("dmc/walker-walk")
     assert env._env.physics._contexts is None
+    env.close()
+
+
+def test_a_reset_that_needs_opengl_is_guarded_as_drawing_is(monkeypatch):
+    """Escape hands its hills to OpenGL in each reset, also where nothing is drawn."""
+    escape, walker = (
+        dmc.make(f"dmc/{task}", {"observation": "proprio"})
+        for task in ("quadruped-escape", "walker-walk")
+    )
+
+    def without_driver():
+        raise AttributeError("'NoneType' object has no attribute 'eglQueryString'")
+
+    for env in (escape, walker):
+        monkeypatch.setattr(env._env.physics, "_make_rendering_contexts", without_driver)
+    with pytest.raises(RuntimeError, match=r"OpenGL backend .* does not work here .*install"):
+        escape.reset(seed=0)
+    monkeypatch.setitem(rendering._state, "forked_after_render", True)
+    with pytest.raises(RuntimeError, match="forked from one that had already rendered"):
+        escape.reset(seed=0)
+    walker.reset(seed=0)
+
+
+def test_a_reset_makes_its_context_current_after_another_library_drew(monkeypatch):
+    env = dmc.make("dmc/quadruped-escape", {"observation": "proprio"})
+    env.reset(seed=0)
+    current = []
+    context = env._env.physics.contexts.gl
+    monkeypatch.setattr(context, "_platform_make_current", lambda: current.append(True))
+    env.reset(seed=1)
+    rendering.note_rendering("mujoco")
+    env.reset(seed=2)
+    assert current == [True]
     env.close()
 
 

@@ -15,6 +15,7 @@ import pytest
 import ray
 from gymnasium import spaces
 from gymnasium.utils.env_checker import check_env
+from ray import tune
 from ray.rllib.env.env_context import EnvContext
 from ray.rllib.env.multi_agent_env import MultiAgentEnv
 from ray.tune.registry import ENV_CREATOR, _global_registry
@@ -184,7 +185,9 @@ def test_seeds_differ_between_runners():
     first = created("dmc/reacher-easy", config).reset()[0]
     same = created("dmc/reacher-easy", config).reset()[0]
     other = created("dmc/reacher-easy", config, worker_index=1).reset()[0]
+    neighbour = created("dmc/reacher-easy", config, vector_index=1).reset()[0]
     np.testing.assert_array_equal(first, same)
+    np.testing.assert_array_equal(first, neighbour)  # envs of one runner do not
     assert not np.array_equal(first, other)
 
 
@@ -204,11 +207,26 @@ def test_a_seed_leaves_what_is_drawn_at_construction_alike_in_all_runners():
         ("dmc/walker-walk", {"size": 64.0}, r"env_config\['size'\] must be an int or"),
         ("atari100k/pong", {"gray": "false"}, r"env_config\['gray'\] must be True or False"),
         ("ALE/Pong-v5", {"sticky": "0.2"}, r"env_config\['sticky'\] must be a probability"),
+        ("CartPole-v1", {"observation": "picture"}, r"\['observation'\] must be one of 'state'"),
+        ("CartPole-v1", {"action_repeat": 0}, r"env_config\['action_repeat'\] must be an int >= 1"),
+        ("gymnasium:CartPole-v1", {"size": 6.4}, r"env_config\['size'\] must be an int or"),
     ],
 )
 def test_wrong_values_are_named(env: str, config: dict, message: str):
     with pytest.raises(ValueError, match=message):
         envs.validate_env(env, config)
+    with pytest.raises(ValueError, match=message):
+        envs.validate_env(envs.register_env(env, f"mine-{env.replace(':', '-')}"), config)
+
+
+def test_what_only_an_env_itself_knows_is_left_to_it():
+    envs.validate_env("CartPole-v1", {"slippery": False, "action_repeat": 2})
+    name = "Acrobot-v1"
+    tune.register_env(name, lambda config: Slider(config))  # reads keys of its own
+    try:
+        envs.validate_env(name, {"size": "large"})
+    finally:
+        _global_registry.unregister(ENV_CREATOR, name)
 
 
 def test_what_a_module_of_ones_own_lacks_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -265,6 +283,20 @@ def test_other_keys_go_to_gym_make():
     assert env.observation_space == spaces.Discrete(64)
     with pytest.raises(ValueError, match="env_config of 'CartPole-v1' has a key that neither"):
         envs.make_env("CartPole-v1", {"slippery": False})
+
+
+def test_a_type_error_inside_an_env_is_not_blamed_on_its_config():
+    class Broken(Slider):
+        def __init__(self, gear=1, render_mode=None):
+            dict(speed=gear) if gear == 1 else np.zeros(2, colour="red")
+            self.scale = gear + "2"
+
+    gym.register("Broken-v0", entry_point=Broken)
+    for config, message in (({}, "unsupported operand"), ({"gear": 2}, "'colour'")):
+        with pytest.raises(TypeError, match=message):
+            envs.make_env("Broken-v0", config)
+    with pytest.raises(ValueError, match=r"has a key that neither .*'colour'"):
+        envs.make_env("Broken-v0", {"colour": "red"})
 
 
 @pytest.mark.parametrize(

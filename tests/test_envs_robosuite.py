@@ -198,6 +198,21 @@ def test_success_terminates_if_asked(make, monkeypatch):
         assert (terminated, truncated, info["success"]) == (asked, False, True)
 
 
+@pytest.mark.parametrize("ignored", [False, True])
+def test_a_collision_terminates_where_the_task_says_so(make, ignored):
+    """Wipe ends early when the arm presses on the table; a horizon that is ignored ends nothing."""
+    options = {"horizon": 10, "kwargs": {"ignore_done": True}} if ignored else {}
+    env = make("Wipe", observation="proprio", **options)
+    env.reset(seed=0)
+    down = np.array([0, 0, -1, 0, 0, 0], np.float32)
+    steps, ends = 0, (False, False)
+    while not any(ends) and steps < 60:
+        *_, terminated, truncated, info = env.step(down)
+        steps, ends = steps + 1, (terminated, truncated)
+    assert ends == (True, False) and not info["success"]
+    assert 10 < steps < 60
+
+
 @pytest.mark.parametrize("config", [{"size": 32}, {"observation": "proprio"}])
 def test_gymnasium_conformance(make, config):
     check_env(make(**config), skip_render_check=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -131,6 +133,29 @@ def test_an_env_that_raises_is_named():
     assert isinstance(error.value.__cause__, ZeroDivisionError)
 
 
+class Waiting(Scripted):
+    """Waits in its step, for nothing or for what answers that it gave up."""
+
+    def step(self, action):
+        if action == 1:
+            raise TimeoutError("the robot at 10.0.0.7 did not answer")
+        threading.Event().wait(30)
+
+
+@pytest.mark.parametrize(
+    ("action", "message"),
+    [
+        (0, r"Env 'robot' hangs in step\(\) at .*: no answer within 0\.05 s.*sample_timeout_s"),
+        (1, r"Env 'robot' raised in step\(\) at .*: TimeoutError: the robot at 10\.0\.0\.7 did"),
+    ],
+)
+def test_an_env_that_hangs_is_told_from_one_that_gives_up(action, message):
+    env = wrappers.CheckedEnv(Waiting(), "robot", timeout_s=0.05 if action == 0 else 30)
+    env.reset()
+    with pytest.raises(RuntimeError, match=message):
+        env.step(action)
+
+
 def test_errors_cross_the_process_border_of_a_vector_env():
     envs = [lambda: wrappers.CheckedEnv(Scripted(), "robot")] * 2
     vector = gym.vector.AsyncVectorEnv(envs, context="fork")
@@ -173,11 +198,46 @@ def test_resize_averages_instead_of_dropping_pixels():
     assert wrappers.resize_picture(stripes, (64, 64)) is stripes
 
 
-def test_resizing_needs_a_single_picture():
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 6])
+def test_resizing_keeps_channels_apart(count):
+    """Also where a library that reads pictures would take the last one for alpha."""
+    picture = np.random.default_rng(0).integers(0, 256, (20, 30, count), np.uint8)
+    small = wrappers.resize_picture(picture, (8, 10))
+    assert small.shape == (8, 10, count) and small.dtype == np.uint8
+    for channel in range(count):
+        alone = wrappers.resize_picture(picture[..., channel], (8, 10))
+        np.testing.assert_array_equal(small[..., channel], alone)
+
+
+@pytest.mark.parametrize(
+    "space",
+    [
+        spaces.Box(-1, 1, (4,), np.float32),
+        spaces.Box(0, 255, (4, 84, 84, 3), np.uint8),
+        spaces.Dict({"image": spaces.Box(0, 255, (84, 84, 3), np.uint8)}),
+    ],
+)
+def test_resizing_needs_a_single_picture(space):
+    env = Scripted()
+    env.observation_space = space
     with pytest.raises(
         ValueError, match=r"env_config\['size'\] needs an env that observes one uint8"
     ):
-        wrappers.ResizePicture(gym.make("CartPole-v1"), (64, 64))
+        wrappers.ResizePicture(env, (64, 64))
+
+
+def test_resizing_refuses_channels_that_come_first():
+    def resized(shape):
+        env = Scripted()
+        env.observation_space = spaces.Box(0, 255, shape, np.uint8)
+        return wrappers.ResizePicture(env, (16, 16)).observation_space.shape
+
+    for shape in ((3, 84, 84), (12, 210, 160), (1, 40, 60)):
+        with pytest.raises(ValueError, match=r"channels last, \(h, w, C\); got .*np\.moveaxis"):
+            resized(shape)
+    assert resized((84, 84, 4)) == (16, 16, 4)
+    assert resized((8, 8, 20)) == (16, 16, 20)
+    assert resized((40, 60)) == (16, 16)
 
 
 def test_a_missing_extra_says_what_to_install():

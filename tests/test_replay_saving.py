@@ -95,9 +95,7 @@ def test_saving_again_that_is_cut_off_leaves_nothing_to_load(
     monkeypatch.setattr(replay, "write_columns", cut_off)
     with pytest.raises(OSError, match="no space left"):
         full.save(tmp_path)
-    with pytest.raises(
-        ValueError, match=r"holds no replay: replay\.json, .* is missing"
-    ):
+    with pytest.raises(ValueError, match=r"holds no replay: replay\.json, .* is missing"):
         make(capacity=120, online=True).load(tmp_path)
 
 

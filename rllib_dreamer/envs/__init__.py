@@ -98,14 +98,19 @@ def validate_env(env: Any, env_config: Mapping[str, Any]) -> None:
 
     Raises:
         ValueError: An unknown name, an unknown key or a wrong value of the `env_config` of a
-            family, or a class of envs for several agents.
+            family, a wrong value of a key that this package reads for a Gymnasium id, or a class
+            of envs for several agents.
     """
     if isinstance(env, str):
         validate_env_name(env)
-        family = family_of(env)
-        if family is not None:
-            wrappers.parse_options(_OPTIONS[family], env_config, env)
-    elif _is_multi_agent(env):
+    source = _source_of(env)
+    family = family_of(source)
+    if family is not None:
+        wrappers.parse_options(_OPTIONS[family], env_config, str(env))
+    elif isinstance(source, str):
+        if source in gym.registry or ":" in source:
+            gymnasium_ids.split_config(env_config)
+    elif _is_multi_agent(source):
         raise _several_agents(_name_of(env))
 
 
@@ -160,9 +165,9 @@ def make_env(
     Args:
         env: A name of `env_names()`, a Gymnasium id, the path of a class, or a callable that takes
             the `env_config`.
-        env_config: Options of the family (docs/environments.md lists them). The worker and vector
-            index of a RLlib `EnvContext` shift the seed of a family's first episode, so that
-            runners differ.
+        env_config: Options of the family (docs/environments.md lists them). The worker index of
+            a RLlib `EnvContext` shifts the seed of a family's first episode, so that runners
+            differ.
         name: What error messages call the env; by default the name of `env`.
         timeout_s: Seconds that the env may take for a step or a reset; None for any time.
 
@@ -195,9 +200,8 @@ def _name_of(env: EnvSource) -> str:
 def _first_seed(env_config: Mapping[str, Any]) -> int | None:
     """Seed of the first episode: that of the config, shifted so that runners differ."""
     worker = getattr(env_config, "worker_index", 0) or 0
-    vector = getattr(env_config, "vector_index", 0) or 0
     seed = env_config.get("seed")
-    return None if seed is None else seed + 1000 * worker + vector
+    return None if seed is None else seed + 1000 * worker
 
 
 def _is_multi_agent(env: Any) -> bool:

@@ -8,12 +8,16 @@ from types import FrameType
 from typing import Any, NoReturn
 
 
+class DeadlineExpired(TimeoutError):
+    """A call took longer than its `Deadline` allows; no other code raises it."""
+
+
 def _expired(_signal: int, _frame: FrameType | None) -> NoReturn:
-    raise TimeoutError("no answer in time")
+    raise DeadlineExpired("no answer in time")
 
 
 class Deadline:
-    """A context in which a call that takes too long raises a TimeoutError.
+    """A context in which a call that takes too long raises DeadlineExpired.
 
     It works by the process's alarm signal, so it ends whatever Python waits for (a socket, a lock,
     a loop), but compiled code only once that returns. Outside of the main thread, and where the

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar
@@ -88,7 +89,7 @@ def make(env_id: str, env_config: Mapping[str, Any] | None = None) -> gym.Env:
     """Builds a Gymnasium env by its id.
 
     Raises:
-        ValueError: The id is unknown, or `gym.make` refuses an argument.
+        ValueError: The id is unknown, or the env does not take a key of `env_config`.
     """
     options, kwargs = split_config(env_config or {})
     if options.observation != "state":
@@ -102,6 +103,9 @@ def make(env_id: str, env_config: Mapping[str, Any] | None = None) -> gym.Env:
         hint = wrappers.nearest(env_id, gym.registry)
         raise ValueError(f"Unknown env {env_id!r}: {hint} Or register it with Ray Tune.") from error
     except TypeError as error:
+        refused = re.search(r"unexpected keyword argument '(\w+)'", str(error))
+        if refused is None or refused[1] not in kwargs:
+            raise
         raise ValueError(
             f"env_config of {env_id!r} has a key that neither this package nor the env takes: "
             f"{error}. Remove it."

@@ -2,7 +2,8 @@
 
 A wrapper of its own over `robosuite.make`, because the one in robosuite ends every episode as
 terminated, ignores `reset(seed=...)`, and hands out pictures upside down. Here the horizon
-truncates, seeds work, pictures are the right way up, and each agent step draws once.
+truncates, any other end terminates, seeds work, pictures are the right way up, and each agent step
+draws once.
 """
 
 from __future__ import annotations
@@ -220,7 +221,8 @@ class RobosuiteEnv(gym.Env):
             self._state, reward, over, _ = self._env.step(control)
             total += float(reward)
             success = self._success()
-            terminated = success and self.options.terminate_on_success
+            early = bool(over) and not self._env.done  # `done` is set by the horizon alone
+            terminated = early or (success and self.options.terminate_on_success)
             if over or terminated:
                 break
         truncated = bool(over) and not terminated

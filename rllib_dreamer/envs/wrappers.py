@@ -15,8 +15,8 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
-from rllib_dreamer.envs.deadline import Deadline
-from rllib_dreamer.spaces import flatten, leaf_spaces
+from rllib_dreamer.envs.deadline import Deadline, DeadlineExpired
+from rllib_dreamer.spaces import flatten, is_image, leaf_spaces
 
 Options = TypeVar("Options")
 StepResult = tuple[Any, float, bool, bool, dict[str, Any]]
@@ -140,10 +140,10 @@ class ActionRepeat(gym.Wrapper, gym.utils.RecordConstructorArgs):
 
 
 def resize_picture(picture: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
-    """Resizes an (h, w) or (h, w, C) uint8 picture, C = 1 or 3, with Pillow's bilinear filter.
+    """Resizes an (h, w) or (h, w, C) uint8 picture, any C >= 1, with Pillow's bilinear filter.
 
     The filter widens with the scale, so it averages when it shrinks (source: the official code
-    resizes Atari frames with Pillow's BILINEAR).
+    resizes Atari frames with Pillow's BILINEAR). No channel has an influence on another.
 
     Args:
         picture: uint8 (h, w) or (h, w, C).
@@ -151,12 +151,13 @@ def resize_picture(picture: NDArray[np.uint8], size: tuple[int, int]) -> NDArray
     """
     if picture.shape[:2] == size:
         return picture
+    if picture.ndim == 3 and picture.shape[-1] != 3:
+        # One by one: Pillow takes the last of 2 or 4 for alpha, and other numbers not at all.
+        channels = [resize_picture(channel, size) for channel in np.moveaxis(picture, -1, 0)]
+        return np.stack(channels, axis=-1)  # (h, w, C)
     image = import_extra("PIL.Image", "atari")
-    single_channel = picture.ndim == 3 and picture.shape[-1] == 1
-    source = picture[..., 0] if single_channel else picture
-    resized = image.fromarray(source).resize((size[1], size[0]), image.Resampling.BILINEAR)
-    result = np.asarray(resized)
-    return result[..., None] if single_channel else result
+    resized = image.fromarray(picture).resize((size[1], size[0]), image.Resampling.BILINEAR)
+    return np.asarray(resized)
 
 
 class ResizePicture(gym.ObservationWrapper, gym.utils.RecordConstructorArgs):
@@ -165,6 +166,9 @@ class ResizePicture(gym.ObservationWrapper, gym.utils.RecordConstructorArgs):
     Args:
         env: The env; its observation space is a uint8 Box of shape (h, w) or (h, w, C).
         size: (height, width) in pixels.
+
+    Raises:
+        ValueError: The observation is another, or a picture (C, h, w) with the channels first.
     """
 
     def __init__(self, env: gym.Env, size: tuple[int, int]) -> None:
@@ -172,13 +176,20 @@ class ResizePicture(gym.ObservationWrapper, gym.utils.RecordConstructorArgs):
         gym.utils.RecordConstructorArgs.__init__(self, size=size)
         gym.ObservationWrapper.__init__(self, env)
         space = env.observation_space
-        if not isinstance(space, spaces.Box) or space.dtype != np.uint8 or len(space.shape) < 2:
+        if not is_image(space):
             raise ValueError(
                 f"env_config['size'] needs an env that observes one uint8 picture, got {space}"
                 ". Remove 'size', or set observation='pixels'."
             )
+        shape = space.shape or ()
+        if len(shape) == 3 and shape[0] < min(shape[1:]):
+            raise ValueError(
+                f"env_config['size'] needs pictures with the channels last, (h, w, C); got {shape}"
+                ", whose first axis is the smallest. Wrap the env so that it moves its channels "
+                "last, np.moveaxis(picture, 0, -1), or remove 'size'."
+            )
         self.size = size
-        self.observation_space = spaces.Box(0, 255, (*size, *space.shape[2:]), np.uint8)
+        self.observation_space = spaces.Box(0, 255, (*size, *shape[2:]), np.uint8)
 
     def observation(self, observation: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """Returns the resized picture."""
@@ -249,7 +260,7 @@ class CheckedEnv(gym.Wrapper, gym.utils.RecordConstructorArgs):
 
     def _named(self, error: Exception, call: str) -> Exception:
         where = f"{call} at agent step {self._step} of its episode"
-        if isinstance(error, TimeoutError) and self._deadline.seconds is not None:
+        if isinstance(error, DeadlineExpired):
             return RuntimeError(
                 f"Env {self.env_id!r} hangs in {where}: no answer within "
                 f"{self._deadline.seconds:g} s. If it needs longer, raise "
