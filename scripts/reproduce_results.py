@@ -138,8 +138,8 @@ def _row(
         ", ".join(f"{limit:,} {key}" for key, limit in measured["stop"].items()),
         f"{steps:,.0f}",
         f"{len(seeds)} of {len(experiment.seeds)}",
-        f"{measured['return']:.1f}, {low:.1f} to {high:.1f}",
-        ", ".join(f"{seed['return']:.1f}" for seed in seeds),
+        f"{_number(measured['return'])}, {_number(low)} to {_number(high)}",
+        ", ".join(_number(seed["return"]) for seed in seeds),
         "-" if reference is None else _published_return(reference, float(steps)),
         f"{hours:.2f}{pieces}",
         f"{cpu_hours:.2f}",
@@ -151,7 +151,12 @@ def _row(
 def _published_return(reference: Reference, env_steps: float) -> str:
     line = band(reference.env_steps, reference.episode_return)
     value = np.interp(env_steps, line.x, line.mean, left=np.nan, right=np.nan)
-    return "-" if np.isnan(value) else f"{value:.1f}"
+    return "-" if np.isnan(value) else _number(value)
+
+
+def _number(value: float) -> str:
+    """A return to a tenth, or to a thousandth where a task's highest is about 1."""
+    return f"{value:.1f}" if abs(value) >= 10 else f"{value:.3f}"
 
 
 def write_rows(page: Path, name: str, rows: list[str]) -> None:

@@ -243,6 +243,24 @@ def test_rows_are_replaced_and_keep_the_order_of_the_experiments(tmp_path: Path)
     assert text.startswith("before\n\n") and text.endswith("\n\nafter\n")
 
 
+@pytest.mark.parametrize(
+    ("value", "text"), [(500.0, "500.0"), (-21.04, "-21.0"), (0.9631, "0.963")]
+)
+def test_returns_of_sparse_tasks_keep_their_digits(value: float, text: str) -> None:
+    measured = {
+        **{"stop": {"agent_steps": 10}, "return": value, "interval": [value, value]},
+        "seeds": [
+            {
+                **{"env_steps": 10, "return": value, "hours": 1.0, "cpu_hours": 1.0},
+                "stretches": [{"hardware": "CPU", "commit": "abc"}],
+            }
+        ],
+    }
+    experiment = reproduce_results.Experiment(file="x.py", protocol="P", seeds=(0,), stops=())
+    (row,) = reproduce_results.table_rows("x", experiment, {"env": "x", "stops": [measured]})
+    assert f"| {text}, {text} to {text} | {text} |" in row
+
+
 def test_a_page_without_a_place_for_the_table_is_refused(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text("nothing")
