@@ -15,7 +15,6 @@ import ray
 import torch
 from pyarrow.fs import FileSystem, LocalFileSystem
 from ray import cloudpickle
-from ray.exceptions import RayError, RayTaskError
 from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.core import COMPONENT_LEARNER_GROUP, DEFAULT_AGENT_ID, DEFAULT_MODULE_ID
@@ -39,6 +38,12 @@ from rllib_dreamer.dreamer_torch_learner import DreamerTorchLearner
 from rllib_dreamer.envs import action_repeat
 from rllib_dreamer.episode_averages import EpisodeAverages
 from rllib_dreamer.hardware import release_memory
+from rllib_dreamer.learner_calls import (
+    is_one_left_out,
+    on_learners,
+    telling_refusals,
+    update_learners,
+)
 from rllib_dreamer.replay import Replay
 from rllib_dreamer.replay_prefetch import Prefetcher
 from rllib_dreamer.sampling import Sampler
@@ -127,12 +132,7 @@ class DreamerTorch(Algorithm):
 
     def _on_learners(self, function: Any, ids: list[int] | None = None) -> list[Any]:
         """Calls a function with all learners, or those of `ids`; results in order of the shards."""
-        found = self.learner_group.foreach_learner(function, remote_actor_ids=ids)
-        results = sorted(found, key=lambda r: r.actor_id or 0)
-        errors = [r.get() for r in results if not r.ok]
-        if errors:
-            raise _learner_error(errors) from errors[0]
-        return [r.get() for r in results]
+        return on_learners(self.learner_group, function, ids)
 
     def describe(self) -> str:
         """What was built, for a person: devices, precision, sizes and the replay's memory."""
@@ -197,13 +197,8 @@ class DreamerTorch(Algorithm):
         index = batch.pop("index")
         if not self.config.replay_context:
             batch["is_first"][:, 1] = True
-        try:
-            results = self.learner_group.update(
-                **self._shards(batch), timesteps={NUM_ENV_STEPS_SAMPLED_LIFETIME: self._agent_steps}
-            )
-        except RayError as error:
-            answers = self.learner_group.foreach_learner(lambda _: None, healthy_only=False)
-            raise _learner_error([error, *(a.get() for a in answers if not a.ok)]) from error
+        timesteps = {NUM_ENV_STEPS_SAMPLED_LIFETIME: self._agent_steps}
+        results = update_learners(self.learner_group, self._shards(batch), timesteps)
         self.metrics.aggregate(results, key=LEARNER_RESULTS)
         latents = self._on_learners(lambda learner: learner.take_latents())
         skipped = None in latents
@@ -226,19 +221,15 @@ class DreamerTorch(Algorithm):
                 "last checkpoint is from before."
             )
 
-    def _shards(self, batch: dict[str, np.ndarray]) -> dict[str, Any]:
-        """The batch as an argument of `LearnerGroup.update`: whole, or cut in rows for learners."""
+    def _shards(self, batch: dict[str, np.ndarray]) -> list[MultiAgentBatch]:
+        """The batch, cut in rows for the learners."""
         learners = max(1, self.config.num_learners)
         rows = self.config.batch_size_B // learners
         steps = rows * self.config.batch_length_T
         cut = [
             {key: x[i * rows : (i + 1) * rows] for key, x in batch.items()} for i in range(learners)
         ]
-        shards = [
-            MultiAgentBatch({DEFAULT_MODULE_ID: SampleBatch(c)}, env_steps=steps) for c in cut
-        ]
-        # RLlib would cut a whole batch for remote learners, and then count rows for steps.
-        return {"batches": shards} if self.config.num_learners else {"batch": shards[0]}
+        return [MultiAgentBatch({DEFAULT_MODULE_ID: SampleBatch(c)}, env_steps=steps) for c in cut]
 
     def step(self) -> dict[str, Any]:
         """One iteration; adds the counters that RLlib does not keep."""
@@ -263,6 +254,20 @@ class DreamerTorch(Algorithm):
             self._videos.report(result)
         return result
 
+    def _before_evaluate(self) -> None:
+        """RLlib's hook.
+
+        Raises:
+            ValueError: If there are no env runners to evaluate with. RLlib would take those of the
+                training, which sample their actions and would cut their episodes off.
+        """
+        super()._before_evaluate()
+        if self.eval_env_runner_group is None:
+            raise ValueError(
+                "evaluate() needs env runners of its own, which act greedily: set "
+                "config.evaluation(evaluation_interval=...), or evaluation_num_env_runners=1."
+            )
+
     def _average_episodes(self, results: dict[str, Any]) -> None:
         """Averages over the latest `metrics_num_episodes_for_smoothing` episodes, or a few more.
 
@@ -279,15 +284,20 @@ class DreamerTorch(Algorithm):
 
         Raises:
             ValueError: If the path is not a folder of this machine.
+            OSError: If it could not be written.
+            RuntimeError: If a learner is lost.
         """
         if "://" in str(path) or kwargs.get("filesystem") is not None:
             raise ValueError(
                 f"save_to_path takes a folder of this machine, got {path}: save there and copy it, "
                 "or let Tune upload checkpoints, tune.RunConfig(storage_path=...)."
             )
-        folder = Path(tempfile.mkdtemp() if path is None else path)
+        folder = Path(tempfile.mkdtemp() if path is None else path).absolute()
         with checkpoint.writing(folder) as target:
             super().save_to_path(target, **kwargs)
+            if is_one_left_out(self.learner_group):
+                self._on_learners(lambda learner: None)  # raises if it is lost
+                raise OSError("a learner could not write its state, see its error in the log")
             self._write_construction(target / self.CLASS_AND_CTOR_ARGS_FILE_NAME)
             shutil.rmtree(target / REPLAY_FOLDER, ignore_errors=True)
             if self.config.store_buffer_in_checkpoints:
@@ -327,14 +337,8 @@ class DreamerTorch(Algorithm):
                 checkpoint.verify(folder)
             self._sampler.drop()
             self._take_any_weights()
-            try:
+            with telling_refusals(f"in {path}"):
                 super().restore_from_path(folder, *args, **kwargs)
-            except (IndexError, AssertionError) as error:  # no learner is left to take weights from
-                raise RuntimeError(
-                    f"the learners could not take the state in {path}, see their error in the log: "
-                    "model_size, model_config and the spaces of the env must be those of the "
-                    "checkpoint. This algorithm is of no more use, build a new one."
-                ) from error
             saved = folder / REPLAY_FOLDER
             if whole and self.config.store_buffer_in_checkpoints and saved.is_dir():
                 self._batches.close()
@@ -343,10 +347,11 @@ class DreamerTorch(Algorithm):
     def get_state(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """RLlib's state and our counters; what is learned later does not change it."""
         state: dict[str, Any] = super().get_state(*args, **kwargs)
-        if COMPONENT_LEARNER_GROUP in state:  # of a local learner these are the tensors themselves
+        if COMPONENT_LEARNER_GROUP in state and self.learner_group.is_local:  # the very tensors
             state[COMPONENT_LEARNER_GROUP] = copy.deepcopy(state[COMPONENT_LEARNER_GROUP])
         state["dreamer"] = {
             "agent_steps": self._agent_steps,
+            "action_repeat": self._action_repeat,  # for who reads the policy alone
             "updates": self._updates,
             "replayed_steps": self._replayed_steps,
             "training_steps": self._training_steps,
@@ -356,9 +361,14 @@ class DreamerTorch(Algorithm):
         return state
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Restores RLlib's state and our counters, also those of an earlier time of this run."""
+        """Restores RLlib's state and our counters, also those of an earlier time of this run.
+
+        Raises:
+            RuntimeError: If remote learners refuse it; a local one raises its own error.
+        """
         self._take_any_weights()
-        super().set_state(state)
+        with telling_refusals("given"):
+            super().set_state(state)
         if "dreamer" in state:
             ours = state["dreamer"]
             self._agent_steps, self._updates = ours["agent_steps"], ours["updates"]
@@ -392,20 +402,6 @@ class DreamerTorch(Algorithm):
 def _is_importable(cls: type) -> bool:
     """Whether its module has the class by its name."""
     return getattr(sys.modules.get(cls.__module__), cls.__qualname__, None) is cls
-
-
-def _learner_error(errors: list[Any]) -> RuntimeError:
-    """What to tell of the errors of remote learners: where one is lost, the others fail with it."""
-    lost = [error for error in errors if not isinstance(error, RayTaskError)]
-    if not lost:
-        cause = errors[0].cause
-        return RuntimeError(f"a learner raised {type(cause).__name__}: {cause}")
-    reason = " ".join(str(lost[0]).split())[:300]
-    return RuntimeError(
-        f"a learner was lost, and Ray starts no learner again: {reason}. Go on from the last "
-        "checkpoint: `rllib train ... --resume`, or --max-failures N to do so by itself, or "
-        "Algorithm.from_checkpoint(path)"
-    )
 
 
 def _forget_weights_number(component: Any) -> None:

@@ -16,7 +16,7 @@ from rllib_dreamer.dreamer_torch_rl_module import DreamerTorchRLModule
 from rllib_dreamer.envs import validate_env
 from rllib_dreamer.learner_scaling import PARTS, Scaled, scale_config
 from rllib_dreamer.model.sizes import LossConfig, model_config
-from rllib_dreamer.setting_ranges import RANGES, UNUSED, WITHOUT_EFFECT, is_number
+from rllib_dreamer.setting_ranges import RANGES, UNUSED, WITHOUT_EFFECT, is_number, is_rate
 
 if TYPE_CHECKING:
     from rllib_dreamer.dreamer_torch_learner import DreamerTorchLearner
@@ -291,6 +291,7 @@ class DreamerConfig(AlgorithmConfig):
         Raises:
             ValueError: Naming the field, what was given and what is allowed.
         """
+        self._validate_learning_rates()  # before RLlib, which says less of a wrong one
         super().validate()
         validate_env(self.env, self.env_config)
         if self.env_runner_cls in (DreamerEnvRunner, RecordingEnvRunner):
@@ -302,7 +303,6 @@ class DreamerConfig(AlgorithmConfig):
         for name, (allowed, holds) in RANGES.items():
             if not holds(given := getattr(self, name)):
                 self._value_error(f"`{name}`={given!r} must be {allowed}.")
-        self._validate_learning_rates()
         self._validate_loss_scales()
         self._validate_batches()
         self._validate_combinations()
@@ -356,6 +356,12 @@ class DreamerConfig(AlgorithmConfig):
             rate = getattr(self, name)
             if rate is None:
                 self._value_error(f"`{name}` and `lr` are both None: set either, `lr` is for all.")
+            if not is_rate(rate):
+                given = "lr" if self.__dict__[name] is None else name
+                self._value_error(
+                    f"`{given}`={rate!r} must be a number >= 0 like 4e-5 (in YAML 4.0e-5, without "
+                    "the point it is text), or a schedule of them: [[0, 4e-5], [1_000_000, 1e-5]]."
+                )
             Scheduler.validate(
                 fixed_value_or_schedule=rate,
                 setting_name=name,
@@ -364,6 +370,8 @@ class DreamerConfig(AlgorithmConfig):
 
     def _validate_loss_scales(self) -> None:
         """Checks the names and values of `loss_scales`."""
+        if not isinstance(self.loss_scales, dict):
+            self._value_error(f"`loss_scales`={self.loss_scales!r} must be a dict, like {{}}.")
         negative = {k: v for k, v in self.loss_scales.items() if not is_number(v, 0)}
         if negative:
             self._value_error(f"`loss_scales` must be numbers >= 0, got {negative}.")

@@ -13,17 +13,20 @@ from ray.rllib.env.single_agent_env_runner import SingleAgentEnvRunner
 from ray.rllib.offline.offline_env_runner import OfflineSingleAgentEnvRunner
 
 from rllib_dreamer.envs import checked_creator
+from rllib_dreamer.envs.success import SUCCESS_KEYS, success_of
+from rllib_dreamer.episode_averages import EPISODE_SUCCESS_MEAN
 
 _OF_SINGLE_ENVS = (gym.VectorizeMode.SYNC, gym.VectorizeMode.ASYNC)
 
 
 @dataclass(frozen=True)
 class Totals:
-    """What RLlib's episode metrics ask of the chunks of an episode, under the names it calls."""
+    """What episode metrics ask of the chunks of an episode, under the names that RLlib calls."""
 
     length: int
     reward: float
     duration_s: float
+    success: bool | None
 
     @classmethod
     def of(cls, chunks: Sequence[Any]) -> Totals:
@@ -32,6 +35,7 @@ class Totals:
             sum(len(chunk) for chunk in chunks),
             sum(chunk.get_return() for chunk in chunks),
             sum(chunk.get_duration_s() for chunk in chunks),
+            success_of(info for chunk in chunks for info in chunk.get_infos()),
         )
 
     def __len__(self) -> int:
@@ -45,6 +49,10 @@ class Totals:
     def get_duration_s(self) -> float:
         """Seconds."""
         return self.duration_s
+
+    def get_infos(self) -> list[dict[str, bool]]:
+        """What is known of the success, told as environments do."""
+        return [] if self.success is None else [{SUCCESS_KEYS[0]: self.success}]
 
 
 class DreamerEnvRunner(SingleAgentEnvRunner):
@@ -94,6 +102,17 @@ class DreamerEnvRunner(SingleAgentEnvRunner):
             for chunks in self._ongoing_episodes_for_metrics.values():
                 chunks[:] = [Totals.of(chunks)]
         return episodes
+
+    def get_metrics(self) -> dict[str, Any]:
+        """RLlib's, and `episode_success_mean` over the episodes of envs that tell of success."""
+        window = self.config.metrics_num_episodes_for_smoothing
+        for episode in self._done_episodes_for_metrics:
+            earlier = self._ongoing_episodes_for_metrics.get(episode.id_, ())
+            success = Totals.of([*earlier, episode]).success
+            if success is not None:
+                self.metrics.log_value(EPISODE_SUCCESS_MEAN, float(success), window=window)
+        metrics: dict[str, Any] = super().get_metrics()
+        return metrics
 
     def stop(self) -> None:
         """Closes the envs."""

@@ -6,10 +6,13 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-#: RLlib's names; the end of each says what it is of the episodes: mean, least or greatest.
+#: Share of episodes that were a success, of environments that tell.
+EPISODE_SUCCESS_MEAN = "episode_success_mean"
+#: RLlib's names but for the last; the end of each says what it is: mean, least or greatest.
 STATISTICS = (
     *("episode_return_mean", "episode_return_min", "episode_return_max"),
     *("episode_len_mean", "episode_len_min", "episode_len_max"),
+    EPISODE_SUCCESS_MEAN,
 )
 _FORMERLY_SAVED = ("episode_return_mean", "episode_len_mean")
 
@@ -33,7 +36,7 @@ class EpisodeAverages:
             statistics: Those over them, among others; what is missing is left out.
 
         Returns:
-            All of `STATISTICS`, NaN until an episode has ended.
+            All of `STATISTICS`, NaN until an episode has ended that has it.
         """
         if ended:
             found = {name: float(statistics[name]) for name in STATISTICS if name in statistics}

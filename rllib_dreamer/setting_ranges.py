@@ -27,6 +27,14 @@ def is_count(value: Any, least: int) -> bool:
     return whole and bool(value >= least)
 
 
+def is_rate(value: Any) -> bool:
+    """Whether the value is a learning rate, or a list of pairs (step, learning rate)."""
+    if isinstance(value, (list, tuple)):
+        pairs = all(isinstance(pair, (list, tuple)) and len(pair) == 2 for pair in value)
+        return pairs and all(is_number(rate, 0) for _, rate in value)
+    return is_number(value, 0)
+
+
 RANGES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "training_ratio": ("a number > 0", lambda v: is_number(v) and v > 0),
     "agc": ("a number > 0", lambda v: is_number(v) and v > 0),
@@ -70,8 +78,14 @@ UNUSED: dict[str, tuple[Any, str]] = {
     "grad_clip": (None, "set `grad_clip_norm` or `agc` instead"),
     "_learner_connector": (
         None,
-        "batches come from the replay, change what goes in: by `env_to_module_connector`, or in a "
-        "wrapper of the environment",
+        "batches come from the replay, change what goes in: in a wrapper of the environment, or by "
+        "an `env_to_module_connector` that writes into the episode",
+    ),
+    "torch_compile_learner": (False, "set `compile` instead"),
+    "torch_compile_worker": (False, "set `compile` instead"),
+    "num_aggregator_actors_per_learner": (
+        0,
+        "there are no episodes to aggregate, batches come from the replay; leave it out",
     ),
     "max_requests_in_flight_per_env_runner": (
         1,

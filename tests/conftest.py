@@ -10,7 +10,6 @@ import torch
 
 HERE = Path(__file__).resolve().parent
 DATA = HERE / "data"
-SHARED = HERE.parents[1] / "shared" / "golden"
 
 Errors = dict[str, dict[str, float]]
 ERRORS = pytest.StashKey[Errors]()  # group -> file -> largest relative error
@@ -25,7 +24,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--golden",
         metavar="DIR",
         type=Path,
-        help="folder of golden .npz files (default: ../shared/golden if there, else tests/data)",
+        help="folder of golden .npz files (default: tests/data)",
     )
 
 
@@ -43,8 +42,7 @@ def golden_folder(config: pytest.Config) -> Path:
     Raises:
         pytest.UsageError: If the folder given holds no .npz file.
     """
-    given: Path | None = config.getoption("golden")
-    folder = given or (SHARED if SHARED.is_dir() else DATA)
+    folder: Path = config.getoption("golden") or DATA
     if not any(folder.glob("*.npz")):
         raise pytest.UsageError(f"--golden={folder}: found no .npz file; give a folder of them.")
     return folder

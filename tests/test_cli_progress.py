@@ -68,6 +68,14 @@ def test_progress_figures() -> None:
     # 60 env steps in 8 s, 20 to go.
     assert view.seconds_left() == pytest.approx(20 / (60 / 8))
     assert cells["left"] == "0m03s"
+    assert "success" not in cells
+
+
+def test_progress_shows_the_success_of_environments_that_tell() -> None:
+    view = TrialView({"env_steps": 100})
+    for step, share in enumerate((math.nan, 0.255, math.nan)):
+        view.add(2.0 * step, result(step, env_runners={"episode_success_mean": share}))
+    assert dict(view.cells())["success"] == "26 %"
 
 
 def test_a_limit_that_no_result_has_is_pointed_out_once() -> None:

@@ -15,6 +15,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,16 +25,20 @@ import typer
 import yaml
 from gymnasium import spaces
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
+from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 from ray.scripts.scripts import cli as ray_cli
 from test_packaging import ROOT, pyproject
-from tiny import IMAGE, MODEL, VECTOR, RandomEnv, built, tiny_config
+from tiny import IMAGE, MODEL, VECTOR, RandomEnv, built, tiny_config, train_until
 
 from rllib_dreamer.cli.app import app, resume_without_path
 from rllib_dreamer.cli.overrides import apply_overrides, parse_stop
 from rllib_dreamer.dreamer import DreamerConfig
 from rllib_dreamer.dreamer_catalog import action_spec, obs_spec
+from rllib_dreamer.envs import make_env
+from rllib_dreamer.envs.robosuite import load_robosuite
 from rllib_dreamer.evaluation import curves
 from rllib_dreamer.model.agent import build_agent
+from rllib_dreamer.model.distributions import FixedNoise
 from rllib_dreamer.model.sizes import LossConfig, model_config
 from rllib_dreamer.policy.policy import DreamerPolicy
 from rllib_dreamer.spaces import leaf_spaces
@@ -41,6 +46,7 @@ from rllib_dreamer.spaces import leaf_spaces
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 MANIFEST = ROOT / "docs" / "kuberay_rayjob.yaml"
 THEIRS = {"corridor.py", "my_training.py", "..."}  # files that the reader writes
+THEIR_MODULES = {"my_tasks"}
 
 
 class Block(NamedTuple):
@@ -209,6 +215,8 @@ def imported(tree: ast.Module) -> dict[str, Any]:
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             for alias in node.names:
+                if alias.name in THEIR_MODULES:
+                    continue
                 module = importlib.import_module(alias.name)
                 first = importlib.import_module(alias.name.split(".")[0])
                 names[alias.asname or first.__name__] = module if alias.asname else first
@@ -310,28 +318,37 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_act_and_deploy(home: Path) -> None:
     exported(home / "ray_results" / "my_run", Arm)
-    batch = np.zeros((8, 3), np.float32)
-    scope: dict[str, Any] = {"obs": np.zeros(3, np.float32)}
+    batch = np.linspace(-1.0, 1.0, 24, dtype=np.float32).reshape(8, 3)
+    scope: dict[str, Any] = {"obs": batch[0], "over": False}
     act, several, imagine, export, step, onnx = python_of("act_and_deploy.md")
     exec(act, scope)
     assert scope["action"].shape == (6,)
     exec(several, scope | {"observations": batch, "just_reset": np.ones(8, bool)})
     exec(imagine, scope | {"obs": batch[:5], "actions": np.zeros((7, 6), np.float32)})
     exec(export.replace('"exported")', '"exported", ("torch", "onnx"))', 1), scope)
+    scope["policy"].agent.noise = FixedNoise()  # latents as those of the exported step
+    scope["policy"].reset()
+    expected = scope["policy"].act(batch[0]), scope["policy"].act(batch[1])
+    observed = iter([(batch[1], False), (batch[2], True)])
+    taken = []
+
+    def robot(action: np.ndarray) -> Any:
+        taken.append(action)
+        return next(observed)
+
+    scope["robot"] = robot
     exec(step, scope)
-    assert scope["action"].shape == (1, 6)
-    tensors = [np.zeros((1, 512)), np.full((1, 32), -1), np.zeros((1, 6)), np.zeros((1, 3))]
-    inputs = [x.astype(np.int64 if x.dtype.kind == "i" else np.float32) for x in tensors]
-    exec(onnx, scope | {"inputs": [*inputs, np.array([True])]})
+    np.testing.assert_allclose(taken, expected, atol=1e-5)
+    exec(onnx, scope)
 
 
 def test_evaluate(home: Path) -> None:
-    exported(home / "results" / "walker", Camera, **MODEL)
+    exported(home / "ray_results" / "walker", Camera, **MODEL)
     (text,) = python_of("evaluate.md")
     with contextlib.redirect_stdout(io.StringIO()) as out:
         exec(text.replace("episodes=20", "episodes=2"))
     assert len(out.getvalue().split()) == 2
-    assert (home / "results" / "report.html").is_file()
+    assert (home / "evaluation" / "report.html").is_file()
 
 
 def test_train_your_env(home: Path) -> None:
@@ -347,16 +364,43 @@ def test_train_your_env(home: Path) -> None:
 
 
 def test_other_blocks_run(home: Path) -> None:
-    (text,) = python_of("custom_observation.md")
-    exec(text, {"__name__": "custom"})
     (text,) = python_of("replay.md")[:1]
     exec(text, {"env": RandomEnv({}), "capacity": 1000})
-    (text,) = python_of("environments.md")
+    text, _ = python_of("environments.md")
     exec(text, {"MyEnv": RandomEnv})
     scope: dict[str, Any] = {}
     for text in python_of("scaling.md"):
-        exec(text, scope)
+        exec(text.replace("tuner.fit()", "None"), scope)
     assert scope["config"].lr == [[0, 4e-5], [50_000, 8e-5]]
+
+
+def test_custom_observation(monkeypatch: pytest.MonkeyPatch) -> None:
+    encoder, head = python_of("custom_observation.md")
+    custom = ModuleType("custom")
+    monkeypatch.setitem(sys.modules, "custom", custom)
+    exec(encoder, vars(custom))
+    exec(head, vars(custom))
+    config = tiny_config().rl_module(rl_module_spec=RLModuleSpec(catalog_class=custom.HeadCatalog))
+    with built(config) as algo:
+        train_until(algo, 1)
+        assert type(algo.get_module().agent.world.reward) is custom.SquaredHead
+
+
+def test_a_robosuite_task_of_your_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    load_robosuite()
+    from robosuite.environments.manipulation.stack import Stack
+
+    _, text = python_of("environments.md")
+    tasks = ModuleType("my_tasks")
+    vars(tasks)["StackHigh"] = type("StackHigh", (Stack,), {})
+    monkeypatch.setitem(sys.modules, "my_tasks", tasks)
+    scope: dict[str, Any] = {}
+    exec(text, scope)
+    env = make_env(scope["make_stack_high"], {"observation": "proprio", "horizon": 2})
+    env.reset(seed=0)
+    *_, truncated, info = [env.step(env.action_space.sample()) for _ in range(2)][-1]
+    env.close()
+    assert truncated and info == {"success": False}
 
 
 @pytest.mark.slow

@@ -86,6 +86,7 @@ def test_statistics_of_episodes_keep_their_values_where_none_ends() -> None:
         values = [result[name] for result in results]
         assert np.isnan(values[:5]).all() and np.isfinite(values[5:]).all(), name
         assert len(set(values[5:11])) == 1, name
+    assert results[-1]["episode_success_mean"] == 1.0
     returns = {result["num_episodes_lifetime"]: result["episode_return_mean"] for result in results}
     assert results[-1]["episode_return_mean"] == returns[2] != returns[1]
     spread = results[-1]["episode_return_max"] - results[-1]["episode_return_min"]
@@ -222,6 +223,14 @@ def test_evaluation_acts_greedily_unless_it_is_told_to_explore(explore: bool | N
     assert len(evaluation) >= 3 * 7
     assert set(evaluation) == {"sampled" if explore else "greedy"}
     assert training == ["sampled"]
+
+
+def test_evaluation_needs_env_runners_of_its_own() -> None:
+    with (
+        built(tiny_config(CountingEnv)) as algo,
+        pytest.raises(ValueError, match=r"set config.evaluation\(evaluation_interval=...\)"),
+    ):
+        algo.evaluate()
 
 
 def test_evaluation_beside_training() -> None:

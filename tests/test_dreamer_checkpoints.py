@@ -287,6 +287,13 @@ def test_a_checkpoint_of_an_actor_names_the_class(tmp_path: Path) -> None:
     assert construction["class"] is DreamerTorch
 
 
+def test_a_path_may_be_relative(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with built(tiny_config()) as algo:
+        assert algo.save_to_path("c") == str(tmp_path / "c")
+        algo.restore_from_path("c")
+
+
 def test_saving_elsewhere_is_refused() -> None:
     with built(tiny_config()) as algo, pytest.raises(ValueError, match="folder of this machine"):
         algo.save_to_path("s3://bucket/c")

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 import pickle
 import re
 from typing import Any
@@ -61,7 +62,12 @@ def test_the_tiny_config_is_valid() -> None:
         ({"train_critic": False}, "`train_actor`=True needs `train_critic`=True"),
         ({"loss_scales": {"recon": 1.0}}, r"`loss_scales` has unknown terms \['recon'\]"),
         ({"loss_scales": {"rec": -1.0}}, "`loss_scales` must be numbers >= 0, got"),
+        ({"loss_scales": None}, "`loss_scales`=None must be a dict"),
         ({"lr": None}, "`world_model_lr` and `lr` are both None"),
+        ({"lr": -4e-5}, "`lr`=-4e-05 must be a number >= 0"),
+        ({"lr": "1e-4"}, "`lr`='1e-4' must be a number >= 0 like 4e-5 .in YAML 4.0e-5"),
+        ({"critic_lr": math.nan}, "`critic_lr`=nan must be"),
+        ({"actor_lr": [[0, 1e-4], [100, "1e-5"]]}, "`actor_lr`=.*'1e-5'.* must be"),
         ({"actor_lr": [[100, 1e-4]]}, "actor_lr"),
     ],
 )
@@ -99,6 +105,9 @@ def test_a_setting_that_means_nothing_here_is_refused(
     ("name", "value", "instead"),
     [
         ("max_requests_in_flight_per_env_runner", 2, "the env runners sample a round ahead"),
+        ("num_aggregator_actors_per_learner", 1, "there are no episodes to aggregate"),
+        ("torch_compile_learner", True, "set `compile` instead"),
+        ("torch_compile_worker", True, "set `compile` instead"),
         ("_torch_grad_scaler_class", dict, "bfloat16 needs no scaler"),
         ("_torch_lr_scheduler_classes", [dict], "set `lr` to a list"),
     ],

@@ -143,6 +143,47 @@ def test_a_failed_env_is_replaced_and_its_step_discarded(
     assert runner.get_metrics()["num_env_step_failures"].peek() == 1
 
 
+class Reaching(gym.Env):
+    """Reaches its goal at step 2 of its first and third episode, tells it then, and goes on."""
+
+    observation_space = spaces.Box(-1.0, 1.0, (3,), np.float32)
+    action_space = spaces.Discrete(2)
+
+    def __init__(self, config: Any) -> None:
+        self.episodes = 0
+        self.key = config["key"]
+
+    def reset(self, *, seed: int | None = None, options: dict | None = None) -> Any:
+        super().reset(seed=seed)
+        self.episodes, self.steps = self.episodes + 1, 0
+        return np.zeros(3, np.float32), {}
+
+    def step(self, action: int) -> Any:
+        self.steps += 1
+        info = {self.key: self.episodes % 2 == 1 and self.steps == 2}
+        return np.zeros(3, np.float32), 0.0, self.steps == 5, False, info
+
+
+@pytest.mark.parametrize(
+    ("key", "expected"), [("success", 2 / 3), ("is_success", 2 / 3), ("x", None)]
+)
+@pytest.mark.parametrize("mode", ["sync", "async"])
+def test_the_share_of_successes_is_a_metric(
+    runner_of: Any, mode: str, key: str, expected: float | None
+) -> None:
+    """In chunks of 3 steps: a success may be told in a chunk before the last."""
+    config = tiny.tiny_config(Reaching, key=key)
+    config.env_runners(
+        num_envs_per_env_runner=2, gym_env_vectorize_mode=mode, rollout_fragment_length=3
+    )
+    runner = runner_of(config)
+    ended = 0
+    while ended < 6:
+        ended += sum(episode.is_done for episode in runner.sample())
+    found = runner.get_metrics().get("episode_success_mean")
+    assert (found and found.peek()) == (expected and pytest.approx(expected))
+
+
 def test_a_fault_in_training_stops_it_and_leaves_whole_steps_in_the_replay(tmp_path: Any) -> None:
     with tiny.built(config_of(tmp_path, "nan")) as algo:
         algo.train()

@@ -22,6 +22,7 @@ from tiny import (
 
 from rllib_dreamer.dreamer import DreamerTorch
 from rllib_dreamer.dreamer_config import PARTS
+from rllib_dreamer.learner_calls import update_learners
 from rllib_dreamer.model import ops
 from rllib_dreamer.model.agent import Agent
 from rllib_dreamer.model.distributions import FixedNoise
@@ -39,7 +40,7 @@ def fill(algo: DreamerTorch, steps: int = 60) -> None:
 def update(algo: DreamerTorch, batch: Batch) -> dict[str, float]:
     """One update through RLlib's learner group; the learner's results."""
     batch = {key: x for key, x in batch.items() if key != "index"}
-    results = algo.learner_group.update(**algo._shards(batch), timesteps={})
+    results = update_learners(algo.learner_group, algo._shards(batch), {})
     return {key: stat.peek() for key, stat in results[0][DEFAULT_MODULE_ID].items()}
 
 

@@ -21,7 +21,7 @@ from walking import ARM, CAMERA, Walk, make_policy
 
 from rllib_dreamer import cli
 from rllib_dreamer.cli import app as cli_app
-from rllib_dreamer.cli.evaluate import environment
+from rllib_dreamer.cli.evaluate import environment, summary_lines
 from rllib_dreamer.evaluation.environments import build_env
 from rllib_dreamer.evaluation.episodes import Rules
 from rllib_dreamer.evaluation.run import evaluate, write_results
@@ -75,6 +75,29 @@ class TestCommand:
         names = {path.name for path in write_results(found, tmp_path)}
         assert names == {"metrics.json", "episodes.csv", "report.html"}
         assert {path.name for path in tmp_path.iterdir()} == names | {"notes.mp4"}
+
+    @pytest.mark.parametrize(
+        ("config", "rate", "column", "shown"),
+        [
+            ({}, None, ["", ""], []),
+            ({"tells": True}, 0.5, ["1", "0"], ["success     50.0 % of episodes"]),
+        ],
+    )
+    def test_successes(
+        self,
+        tmp_path: Path,
+        config: dict[str, Any],
+        rate: float | None,
+        column: list[str],
+        shown: list[str],
+    ) -> None:
+        found = evaluate(make_policy(), Walk, config, episodes=2, rules=Rules(draw=False))
+        write_results(found, tmp_path)
+        assert json.loads((tmp_path / "metrics.json").read_text())["success_rate"] == rate
+        with (tmp_path / "episodes.csv").open() as file:
+            assert [row["success"] for row in csv.DictReader(file)] == column
+        assert [line for line in summary_lines(found) if "success" in line] == shown
+        assert ("of episodes" in (tmp_path / "report.html").read_text()) == bool(shown)
 
     def test_metrics_come_last(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """They tell that an evaluation is complete."""

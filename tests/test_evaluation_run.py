@@ -51,6 +51,12 @@ class TestEpisodes:
         for episode in play(policy, [Walk() for _ in range(4)], 4, Rules()):
             np.testing.assert_allclose(episode.deter, alone[episode.index].deter, atol=1e-4)
 
+    @pytest.mark.parametrize(("limit", "expected"), [(None, [True, False, True]), (2, [False] * 3)])
+    def test_a_success_at_any_step_counts(self, limit: int | None, expected: list[bool]) -> None:
+        envs = [Walk({"tells": True}) for _ in range(2)]
+        found = {e.index: e for e in play(make_policy(), envs, 3, Rules(max_steps=limit))}
+        assert [found[index].success for index in range(3)] == expected
+
     def test_is_cut_at_the_limit(self) -> None:
         steps: list[int] = []
         found = list(play(make_policy(), [Walk()], 2, Rules(max_steps=3), lambda: steps.append(1)))

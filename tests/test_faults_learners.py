@@ -93,6 +93,65 @@ def test_an_error_of_a_learner_is_told_as_what_it_is() -> None:
         algo._on_learners(add_apples)
 
 
+def fail_in_the_loss(learner: Any) -> None:
+    """Lets the second of two learners fail before it exchanges gradients with the other one."""
+
+    def fail(**_: Any) -> None:
+        raise MemoryError("as of one GPU")
+
+    if not learner._is_first:
+        learner.compute_loss_for_module = fail
+
+
+def test_the_others_do_not_wait_for_a_learner_that_raised() -> None:
+    with built(config_of(2)) as algo:
+        train_until(algo, 1)
+        algo._on_learners(fail_in_the_loss)
+        start = time.monotonic()
+        with pytest.raises(RuntimeError, match=r"^a learner raised MemoryError: as of one GPU$"):
+            algo._update()
+        print(f"\nstopped after {time.monotonic() - start:.1f} s")
+
+
+def cannot_save(learner: Any) -> None:
+    def fail(*args: Any, **kwargs: Any) -> None:
+        raise OSError("No space left on device")
+
+    learner.save_to_path = fail
+
+
+def dies_saving(learner: Any) -> None:
+    learner.save_to_path = lambda *args, **kwargs: os._exit(1)
+
+
+def test_what_a_remote_learner_could_not_save_is_no_checkpoint(tmp_path: Path) -> None:
+    """The earlier one stays; a learner that raised goes on, one that died does not."""
+    path = tmp_path / "c"
+    with built(config_of(1)) as algo:
+        train_until(algo, 1)
+        algo.save_to_path(path)
+        entries = (path / checkpoint.MANIFEST).read_text()
+        algo._on_learners(cannot_save)
+        with pytest.raises(OSError, match=r"a learner could not write its state.*earlier checkp"):
+            algo.save_to_path(path)
+        train_until(algo, algo._updates + 1)
+        algo._on_learners(dies_saving)
+        with pytest.raises(RuntimeError, match="a learner was lost"):
+            algo.save_to_path(path)
+        assert (path / checkpoint.MANIFEST).read_text() == entries
+        checkpoint.verify(path)
+        assert [p.name for p in tmp_path.iterdir()] == ["c"]
+
+
+def test_a_state_that_a_remote_learner_refuses_is_told() -> None:
+    with built(config_of(1)) as algo:
+        state = algo.get_state()
+        weights = state["learner_group"]["learner"]["rl_module"][DEFAULT_MODULE_ID]
+        weights[next(iter(weights))] = np.zeros(3, np.float32)  # of no shape that any has
+        with pytest.raises(RuntimeError, match="the learners could not take the state given"):
+            algo.set_state(state)
+
+
 def test_random_state_of_a_gpu_does_not_hinder_a_cpu() -> None:
     with built(config_of(0)) as algo:
         learner = algo.learner_group._learner

@@ -37,8 +37,8 @@ LEAVES |= {"model.cuda_graphs", "model.kernels", "model.kernels_build", "model.k
 # RLlib asks a config for the classes that it configures, so methods of ours name them.
 DEFERRED = {"dreamer_config": {"dreamer", "dreamer_torch_learner"}}
 KERNELS = {"model.fuse", "model.kernels", "model.kernels_build", "model.kernels_rssm"}
-LEAVES |= {"checkpoint", "episode_averages", "hardware", "learner_scaling", "sampling"}
-LEAVES |= {"spaces", "training_ratio"}
+LEAVES |= {"checkpoint", "episode_averages", "hardware", "learner_calls", "learner_scaling"}
+LEAVES |= {"sampling", "spaces", "training_ratio"}
 # Everything but the model may import it, other leaves too.
 BASE = "atomic"
 LEAVES |= {BASE}
@@ -50,8 +50,8 @@ GROUPS = {
     "policy": {
         *("checkpoint", "dreamer", "dreamer_torch_rl_module", "hardware", "registration"),
         *("spaces", ""),
-        *("model.agent", "model.codec", "model.distributions", "model.ops", "model.rssm"),
-        *("model.sizes", "model.world_model"),
+        *("model.agent", "model.behavior", "model.codec", "model.distributions", "model.ops"),
+        *("model.rssm", "model.sizes", "model.world_model"),
     },
     "evaluation": {
         *("dreamer", "policy", "envs", "spaces"),

@@ -261,6 +261,25 @@ def test_elsewhere_a_function_is_compiled_once_for_all_shapes(
     assert compiled == [{"dynamic": True}]
 
 
+def test_what_fails_to_compile_runs_plain_after_one_warning(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    attempts: list[Any] = []
+
+    def broken(*args: Any) -> None:
+        attempts.append(args)
+        raise RuntimeError("\nfatal error: Python.h: No such file or directory\n1 error")
+
+    monkeypatch.setattr(torch, "compile", lambda f, **_: broken)
+    monkeypatch.setattr(fuse, "can_compile", lambda: True)
+    function = fuse.fused(lambda x: x + 1)
+    with fusing(True), caplog.at_level(logging.WARNING):
+        for rows in (2, 3):
+            assert function(torch.empty(rows, 4, device="meta")).shape == (rows, 4)
+    assert len(attempts) == len(caplog.records) == 1
+    assert "RuntimeError: fatal error: Python.h" in caplog.text and "python3-dev" in caplog.text
+
+
 @pytest.mark.parametrize("missing", ["gcc", "Triton"])
 def test_where_nothing_can_be_compiled_one_warning_and_the_plain_path(
     missing: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture

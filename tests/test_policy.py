@@ -42,7 +42,7 @@ ACTIONS = spaces.Dict(
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint of a policy for the richest spaces."""
     folder = tmp_path_factory.mktemp("runs") / "experiment" / "trial" / "checkpoint_000000"
-    config = tiny_config(RandomEnv, observation_space=MIXED, action_space=ACTIONS)
+    config = tiny_config(RandomEnv, observation_space=MIXED, action_space=ACTIONS, action_repeat=3)
     with built(config) as algo:
         algo.train()
         algo.save_to_path(folder)
@@ -259,7 +259,7 @@ print(policy.act(dict(np.load(sys.argv[2])))["arm"].tolist())
         assert loaded.observation_space == MIXED and loaded.action_space == ACTIONS
         assert loaded.conversion == "unsquash"
         assert loaded.env == "tiny.RandomEnv"
-        assert loaded.about["agent_steps"] > 0
+        assert loaded.about["agent_steps"] > 0 and loaded.about["action_repeat"] == 3
         for key, x in policy.agent.state_dict().items():
             assert torch.equal(loaded.agent.state_dict()[key], x), key
         card = (tmp_path / "README.md").read_text()
@@ -349,12 +349,24 @@ print(policy.act(dict(np.load(sys.argv[2])))["arm"].tolist())
             policy.export(tmp_path, formats=())
             assert DreamerPolicy.load(tmp_path).env == name
 
-    def test_refuses_parts_of_a_custom_catalog(self, policy: DreamerPolicy, tmp_path: Path) -> None:
-        class OwnEncoder(type(policy.agent.world.encoder)):  # type: ignore[misc]
-            pass
-
-        policy.agent.world.encoder.__class__ = OwnEncoder
-        with pytest.raises(ValueError, match="the encoder is a OwnEncoder, not the standard"):
+    @pytest.mark.parametrize(
+        ("path", "name"),
+        [
+            ("world.encoder", "encoder"),
+            ("world.decoder", "decoder"),
+            ("world.rssm", "rssm"),
+            ("world.reward", "reward head"),
+            ("world.cont", "continue head"),
+            ("behavior.actor", "actor"),
+            ("behavior.critic", "critic"),
+        ],
+    )
+    def test_refuses_parts_of_a_custom_catalog(
+        self, policy: DreamerPolicy, tmp_path: Path, path: str, name: str
+    ) -> None:
+        part = policy.agent.get_submodule(path)
+        part.__class__ = type("Own", (type(part),), {})
+        with pytest.raises(ValueError, match=f"the {name} is a Own, not the standard"):
             policy.export(tmp_path)
 
     @pytest.mark.parametrize("name", [export.DESCRIPTION, export.WEIGHTS])

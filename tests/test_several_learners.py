@@ -12,6 +12,7 @@ from ray.rllib.core import DEFAULT_MODULE_ID
 from tiny import CONTINUOUS, MIXED, MODEL, built, tiny_config, train_until
 
 from rllib_dreamer.dreamer import DreamerConfig, DreamerTorch
+from rllib_dreamer.learner_calls import update_learners
 from rllib_dreamer.model.distributions import FixedNoise
 
 UPDATES = 10
@@ -47,7 +48,8 @@ def run(algo: DreamerTorch, batches: list[dict], start: Any) -> tuple[list[dict]
     algo._on_learners(take_away_noise)
     losses, latents = [], []
     for batch in batches:
-        results = algo.learner_group.update(**algo._shards(copy.deepcopy(batch)), timesteps={})
+        shards = algo._shards(copy.deepcopy(batch))
+        results = update_learners(algo.learner_group, shards, {})
         each = [
             {k: float(stat.peek()) for k, stat in r[DEFAULT_MODULE_ID].items() if "loss" in k}
             for r in results

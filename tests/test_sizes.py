@@ -82,8 +82,12 @@ def test_widths_and_constants() -> None:
         ({"deter": 100}, "deter=100 must be a multiple of blocks=8"),
         ({"blocks": 0}, "deter=512 must be a multiple of blocks=0"),
         ({"decoder_blocks": 3}, "deter=512 must be a multiple of decoder_blocks=3"),
+        ({"units": 0}, "units=0 must be a width >= 1"),
+        ({"unimix": 1.5}, "unimix=1.5 must be a share"),
+        ({"actor_unimix": -0.1}, "actor_unimix=-0.1 must be a share"),
+        ({"min_std": 2.0}, "min_std=2.0 and max_std=1.0: 0 < min_std <= max_std"),
     ],
 )
-def test_widths_that_do_not_fit_are_refused(overrides: dict[str, int], message: str) -> None:
+def test_numbers_out_of_range_are_refused(overrides: dict[str, float], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         model_config("1M", **overrides)

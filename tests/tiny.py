@@ -70,7 +70,7 @@ class RandomEnv(gym.Env):
 
 
 class CountingEnv(gym.Env):
-    """Observes [t, last action] / 10; the same actions always give the same episode."""
+    """Observes [t, last action] / 10; the same actions always give the same episode, a success."""
 
     observation_space = spaces.Box(-10.0, 10.0, (3,), np.float32)
     action_space = CONTINUOUS
@@ -85,7 +85,8 @@ class CountingEnv(gym.Env):
     def step(self, action: np.ndarray) -> Any:
         self.t += 1
         obs = np.array([self.t, *action], np.float32) / 10
-        return obs, float(action.sum()), self.t == self.length, False, {}
+        over = self.t == self.length
+        return obs, float(action.sum()), over, False, {"success": over}
 
 
 def tiny_config(

@@ -23,7 +23,10 @@ ARM = spaces.Box(-2.0, 2.0, (2,), np.float32)
 
 
 class Walk(gym.Env):
-    """Says where it is: joints hold (episode's seed, step, last action). Ends by its seed."""
+    """Says where it is: joints hold (episode's seed, step, last action). Ends by its seed.
+
+    With `tells` in its config its infos tell whether it is at step 3, where odd seeds never are.
+    """
 
     observation_space = CAMERA
     action_space = ARM
@@ -34,13 +37,17 @@ class Walk(gym.Env):
     def reset(self, *, seed: int | None = None, options: dict | None = None) -> Any:
         super().reset(seed=seed)
         self.seed, self.t, self.action = seed or 0, 0, np.zeros(2, np.float32)
-        return self._obs(), {}
+        return self._obs(), self._info()
 
     def step(self, action: np.ndarray) -> Any:
         assert self.action_space.contains(action)
         self.t, self.action = self.t + 1, action
         end = self.t == self.config.get("length", 8) + self.seed
-        return self._obs(), float(self.t), end and self.seed % 2 == 0, end, {}
+        return self._obs(), float(self.t), end and self.seed % 2 == 0, end, self._info()
+
+    def _info(self) -> dict[str, bool]:
+        succeeds = self.t == 3 and self.seed % 2 == 0
+        return {"success": succeeds} if "tells" in self.config else {}
 
     def _obs(self) -> dict[str, np.ndarray]:
         picture = np.full((32, 32, 3), 10 * self.seed + self.t, np.uint8)

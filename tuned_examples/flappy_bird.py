@@ -5,6 +5,7 @@
 Protocol: FlappyBird-v0 of flappy-bird-gymnasium 0.4, which has no env of pictures: the 512x288
 screen (without the score) becomes the observation, 64x64 RGB. Every frame is an agent step. Reward
 0.1 for a frame alive, 1 for a pipe passed, -0.5 for the upper edge, -1 for death.
+On a CUDA machine the 12M model, on a CPU the 1M model with small batches.
 Expected: no result of ours yet and none published; with a flap in 10 % of the frames, at random, a
 game lasts about 50 frames and returns 3.4, with one in half of them it returns -7.8 (means of 40
 games).

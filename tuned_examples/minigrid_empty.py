@@ -10,7 +10,7 @@ matter. Reaching the green field ends the episode and pays 1 - 0.9 t / 100 at st
 steps it is truncated. The 1M model with small batches and a high learning rate.
 Expected: a mean training return of 0.9, where it stops. There is no published result; a random
 policy returns 0.29 (mean of 27 episodes), the shortest way about 0.96.
-Time: not measured; a budget of 30,000 agent steps.
+Time: 13 minutes and 6,000 to 6,500 agent steps on one core; a budget of 30,000 agent steps.
 """
 
 from __future__ import annotations

@@ -4,7 +4,8 @@
 
 Protocol: 100,000 agent steps, that is 400,000 frames: no sticky actions, action repeat 4, maximum
 of the last two frames, then resized to 64x64 RGB, the game's own 6 actions, up to 30 no-op frames,
-lives not used, at most 108,000 frames a game, one env, training ratio 256.
+lives not used, at most 108,000 frames a game, one env, training ratio 256. Without a CUDA device it
+is another: the 1M model with a training ratio of 64 and small batches.
 Expected: no result of ours yet. Published at the end of it, five seeds: -9, -8, -4, -3 and -1
 (danijar/dreamerv3, scores/atari100k; `rllib plot --reference atari100k`). A random policy returns
 about -20, the best is 21.

@@ -6,6 +6,7 @@ Protocol: Lift of robosuite 1.5, 64x64 RGB from `agentview`, the arm's default c
 (operational space, 7 actions) at 20 Hz, shaped reward, action repeat 2, horizon 500, so that an
 episode is 250 agent steps; the horizon truncates. The reward of a control step is at most 1, so a
 perfect episode stays below 500.
+On a CUDA machine the 12M model, on a CPU the 1M model with small batches.
 Expected: no result of ours yet and none published for DreamerV3; a random policy returns about 4
 (mean of 4 episodes).
 Time: not measured.

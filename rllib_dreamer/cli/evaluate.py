@@ -142,6 +142,8 @@ def summary_lines(evaluation: Evaluation) -> list[str]:
         f"length      {lengths.mean:.1f} agent steps, {lengths.mean * evaluation.repeat:.1f} env "
         "steps",
     ]
+    if evaluation.success_rate is not None:
+        lines.append(f"success     {100 * evaluation.success_rate:.1f} % of episodes")
     for key, quality in evaluation.world.images.items():
         ssim, psnr = (x.mean() for x in quality.posterior)
         lines.append(f"posterior   {key}: SSIM {ssim:.3f}, PSNR {psnr:.1f} dB")

@@ -31,6 +31,7 @@ _LOSSES = ("image", "vector", "reward", "dyn", "actor", "critic")
 _OTHER_LOSSES = ("total_loss", "policy_loss", "vf_loss", "qf_loss", "loss_total")
 _RETURN = "env_runners/episode_return_mean"
 _LENGTH = "env_runners/episode_len_mean"
+_SUCCESS = "env_runners/episode_success_mean"
 _LEARNER = "learners/default_policy/"
 #: Limits whose metric grows with time, so that the time left can be told.
 _COUNTERS = (
@@ -70,7 +71,7 @@ class TrialView:
     Attributes:
         limits: The stop condition, for the time left.
         moments: The first result of this session, then the newest two.
-        episodes: The newest known mean return and length; no episode may end in a result.
+        episodes: The newest known mean return, length and success; no episode may end in a result.
     """
 
     limits: Mapping[str, float]
@@ -81,7 +82,7 @@ class TrialView:
         """Takes a result that came at `seconds`."""
         moment = Moment(seconds, flatten_dict(dict(result)))
         self.moments = [*self.moments[:1], *self.moments[-1:], moment][-3:]
-        for name in (_RETURN, _LENGTH):
+        for name in (_RETURN, _LENGTH, _SUCCESS):
             value = lookup(moment.result, name)
             if value is not None:
                 self.episodes[name] = value
@@ -133,8 +134,10 @@ class TrialView:
             Cell("updates/s", _number(rate("dreamer/updates_per_s", "updates"))),
             Cell("return", _number(self.episodes.get(_RETURN))),
             Cell("length", _number(self.episodes.get(_LENGTH))),
-            Cell("ratio", _number(lookup(new, "dreamer/actual_training_ratio"))),
         ]
+        if _SUCCESS in self.episodes:
+            cells.append(Cell("success", f"{100 * self.episodes[_SUCCESS]:.0f} %"))
+        cells.append(Cell("ratio", _number(lookup(new, "dreamer/actual_training_ratio"))))
         cells += [Cell(name, _loss(value)) for name, value in _losses(new).items()]
         return [*cells, Cell("left", _duration(self.seconds_left()))]
 

@@ -10,6 +10,7 @@ import gymnasium as gym
 import numpy as np
 from numpy.typing import NDArray
 
+from rllib_dreamer.envs.success import success_of
 from rllib_dreamer.evaluation.environments import frame_of
 from rllib_dreamer.policy.policy import DreamerPolicy
 from rllib_dreamer.spaces import flatten, unflatten
@@ -30,6 +31,7 @@ class Episode:
         actions: (T, A) encoded actions.
         terminated: Whether the environment ended it.
         cut: Whether the evaluation ended it, by its limit of steps.
+        success: Whether the environment told a success at any time; None if it tells nothing.
         frames: (T + 1, h, w, C) uint8 pictures, or None where nothing can be drawn.
     """
 
@@ -41,6 +43,7 @@ class Episode:
     actions: NDArray[np.float32]
     terminated: bool
     cut: bool
+    success: bool | None
     frames: NDArray[np.uint8] | None
 
     @property
@@ -147,7 +150,8 @@ class _Row:
         self.frames: list[np.ndarray] = []
         self.obs = []
         self.terminated = self.truncated = self.cut = False
-        first, _ = self.env.reset(seed=self.rules.seed + number)
+        first, info = self.env.reset(seed=self.rules.seed + number)
+        self.success = success_of([info])
         self._see(first)
 
     @property
@@ -160,8 +164,10 @@ class _Row:
 
     def step(self, action: Any) -> None:
         """One step of the environment."""
-        obs, reward, terminated, truncated, _ = self.env.step(action)
+        obs, reward, terminated, truncated, info = self.env.step(action)
         self.rewards.append(float(reward))
+        told = success_of([info])
+        self.success = self.success if told is None else told or bool(self.success)
         self.terminated, self.truncated = bool(terminated), bool(truncated)
         self.cut = not (terminated or truncated) and self.steps == self.rules.max_steps
         self._see(obs)
@@ -181,6 +187,7 @@ class _Row:
             actions=actions[:-1],
             terminated=self.terminated,
             cut=self.cut,
+            success=self.success,
             frames=np.stack(self.frames) if self.frames else None,
         )
 

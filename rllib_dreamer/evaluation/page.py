@@ -64,6 +64,9 @@ def _numbers(evaluation: Evaluation) -> list[report.Number]:
             f"agent steps, {lengths.mean * evaluation.repeat:.0f} env steps",
         ),
     ]
+    if evaluation.success_rate is not None:
+        share = f"{100 * evaluation.success_rate:.0f} %"
+        numbers.append(report.Number("Success", share, "of episodes"))
     for key, quality in world.images.items():
         numbers += _image_numbers(key if len(world.images) > 1 else "", quality)
     return numbers

@@ -50,6 +50,7 @@ class Record(NamedTuple):
     rewards: NDArray[np.float32]
     terminated: bool
     cut: bool
+    success: bool | None
     frames: Path | None
 
     @property
@@ -92,6 +93,12 @@ class Evaluation:
     repeat: int
     seconds: float
     clips: dict[str, Clip]
+
+    @property
+    def success_rate(self) -> float | None:
+        """Share of successes among the episodes that tell; None if none does."""
+        told = [record.success for record in self.records if record.success is not None]
+        return sum(told) / len(told) if told else None
 
     @property
     def chosen(self) -> RepresentativeEpisodes:
@@ -233,6 +240,7 @@ def as_dict(evaluation: Evaluation) -> dict[str, Any]:
         "max_steps": evaluation.rules.max_steps,
         "action_repeat": evaluation.repeat,
         **evaluation.summary.as_dict(),
+        "success_rate": evaluation.success_rate,
         "episodes_cut": sum(record.cut for record in evaluation.records),
         "world_model": {"context": CONTEXT, "images": images, "vectors": vectors, "heads": heads},
         "seconds": evaluation.seconds,
@@ -261,7 +269,8 @@ def _record(episode: Episode, folder: Path) -> Record:
     if episode.frames is not None:
         path = folder / f"{episode.index}.npy"
         np.save(path, episode.frames)
-    return Record(episode.index, episode.rewards, episode.terminated, episode.cut, path)
+    ended = (episode.terminated, episode.cut, episode.success)
+    return Record(episode.index, episode.rewards, *ended, path)
 
 
 def _clips(records: list[Record], world: WorldModelResult, fps: float) -> dict[str, Clip]:
@@ -285,13 +294,14 @@ def _clips(records: list[Record], world: WorldModelResult, fps: float) -> dict[s
 def _write_csv(evaluation: Evaluation, path: Path) -> Path:
     with path.open("w", encoding="utf-8", newline="") as file:
         table = csv.writer(file)
-        table.writerow(["episode", "seed", "return", "agent_steps", "env_steps", "end"])
+        table.writerow(["episode", "seed", "return", "agent_steps", "env_steps", "end", "success"])
         for record in evaluation.records:
             end = "cut" if record.cut else "terminated" if record.terminated else "truncated"
             steps = len(record.rewards)
             seed = evaluation.rules.seed + record.number
             numbers = (f"{record.total_return:.6g}", steps, steps * evaluation.repeat)
-            table.writerow([record.number, seed, *numbers, end])
+            success = "" if record.success is None else int(record.success)
+            table.writerow([record.number, seed, *numbers, end, success])
     return path
 
 

@@ -55,6 +55,8 @@ class Agent(nn.Module):
     """
 
     LEARNING_PARTS = (
+        "world.rssm.prior",
+        "world.rssm.prior_out",
         "world.decoder",
         "world.reward",
         "world.cont",
@@ -101,7 +103,7 @@ class Agent(nn.Module):
         return AgentOutput(losses, posterior.deter.detach(), posterior.index, metrics)
 
     def keep_acting_parts(self) -> None:
-        """Drops what only learning needs: decoder, reward and continue heads, critics."""
+        """Drops what only learning needs: prior, decoder, reward and continue heads, critics."""
         for path in self.LEARNING_PARTS:
             owner, name = path.rsplit(".", 1)
             setattr(self.get_submodule(owner), name, None)

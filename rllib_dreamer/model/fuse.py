@@ -45,12 +45,28 @@ def fused(function: Callable[P, R]) -> Callable[P, R]:
         if not _enabled.get() or x.device.type == "cpu" or not can_compile():
             return function(*args, **kwargs)
         if not compiled:
-            limits = torch._dynamo.config
-            limits.cache_size_limit = max(limits.cache_size_limit, RECOMPILE_LIMIT)
-            compiled.append(torch.compile(function, dynamic=True))
+            compiled.append(compile_or_keep(function, *args, **kwargs))
         return compiled[0](*args, **kwargs)
 
     return call
+
+
+def compile_or_keep(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> Callable[P, R]:
+    """The compiled form of a pure function, or itself where that fails with these arguments."""
+    limits = torch._dynamo.config
+    limits.cache_size_limit = max(limits.cache_size_limit, RECOMPILE_LIMIT)
+    compiled: Callable[P, R] = torch.compile(function, dynamic=True)
+    try:
+        compiled(*args, **kwargs)
+    except Exception as error:  # of the compiler, the linker, the driver: whatever is missing
+        reason = next((line for line in str(error).splitlines() if line.strip()), "")
+        logger.warning(
+            "%s cannot be compiled, so updates take longer (%s: %s); often the headers of Python "
+            "are missing (Debian: apt-get install python3-dev). compile=False avoids the attempt.",
+            *(function.__name__, type(error).__name__, reason.strip()),
+        )
+        return function
+    return compiled
 
 
 @contextlib.contextmanager

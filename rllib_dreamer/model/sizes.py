@@ -75,6 +75,7 @@ CHOICES = {
 }
 """What the named variants of `ModelConfig` and `LossConfig` may be; the first is the default."""
 
+_WIDTHS = ("deter", "hidden", "depth", "units", "stoch")
 _COUNTS = ("embed", "reward_units", "cont_units", "actor_units", "critic_units")
 
 
@@ -86,6 +87,25 @@ def _check_choices(config: Any) -> None:
             raise ValueError(f"{name}={given!r} is not known: choose one of {', '.join(allowed)}.")
 
 
+def _check_numbers(config: ModelConfig) -> None:
+    """Raises ValueError if a width, a share or a standard deviation is out of its range."""
+    for name in _WIDTHS:
+        if getattr(config, name) < 1:
+            raise ValueError(f"{name}={getattr(config, name)} must be a width >= 1.")
+    for name in _COUNTS:
+        if getattr(config, name) < 0:
+            raise ValueError(
+                f"{name}={getattr(config, name)} must be a width >= 1, or 0 for the default."
+            )
+    for name in ("unimix", "actor_unimix"):
+        if not 0.0 <= getattr(config, name) < 1.0:
+            raise ValueError(f"{name}={getattr(config, name)} must be a share, in [0, 1).")
+    if not 0.0 < config.min_std <= config.max_std:
+        raise ValueError(
+            f"min_std={config.min_std} and max_std={config.max_std}: 0 < min_std <= max_std."
+        )
+
+
 @dataclass(frozen=True)
 class ModelConfig:
     """Architecture of the world model, the actor and the critic (official `agent` config).
@@ -94,8 +114,8 @@ class ModelConfig:
     DreamerV3 of `tuned_examples/walker_classic.py`.
 
     Raises:
-        ValueError: If one of those fields has a value that does not exist, widths do not fit, or
-            the number of bins is even.
+        ValueError: If one of those fields has a value that does not exist, a number is out of its
+            range, or widths do not fit.
     """
 
     deter: int
@@ -132,13 +152,9 @@ class ModelConfig:
     critic_units: int = 0
 
     def __post_init__(self) -> None:
-        """Checks the named variants, the widths and the bins."""
+        """Checks the named variants and the ranges of the numbers."""
         _check_choices(self)
-        for name in _COUNTS:
-            if getattr(self, name) < 0:
-                raise ValueError(
-                    f"{name}={getattr(self, name)} must be a width >= 1, or 0 for the default."
-                )
+        _check_numbers(self)
         if self.bins < 3 or self.bins % 2 == 0:
             raise ValueError(
                 f"bins={self.bins} must be an odd number >= 3: the bins are symmetric about a zero."

@@ -22,12 +22,15 @@ from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
-from torch import Tensor
+from torch import Tensor, nn
 
 from rllib_dreamer.atomic import write_text
 from rllib_dreamer.model.agent import Agent, build_agent
+from rllib_dreamer.model.behavior import Actor
 from rllib_dreamer.model.codec import Decoder, Encoder
+from rllib_dreamer.model.rssm import RSSM, DenseRSSM
 from rllib_dreamer.model.sizes import ActionSpec, LossConfig, ModelConfig, ObsSpec
+from rllib_dreamer.model.world_model import BinaryHead, TwoHotHead
 from rllib_dreamer.policy.parts import PolicyParts
 from rllib_dreamer.policy.space_json import space_from_json, space_to_json
 from rllib_dreamer.policy.step import (
@@ -162,7 +165,16 @@ def _env_name(env: Any) -> str | None:
 
 def _check_standard(agent: Agent) -> None:
     """Refuses parts of a custom catalog, whose code the files could not name without pickle."""
-    parts = {"encoder": (agent.world.encoder, Encoder), "decoder": (agent.world.decoder, Decoder)}
+    world, behavior = agent.world, agent.behavior
+    parts: dict[str, tuple[nn.Module, type[nn.Module]]] = {
+        "encoder": (world.encoder, Encoder),
+        "decoder": (world.decoder, Decoder),
+        "rssm": (world.rssm, DenseRSSM if world.config.cell == "gru" else RSSM),
+        "reward head": (world.reward, TwoHotHead),
+        "continue head": (world.cont, BinaryHead),
+        "actor": (behavior.actor, Actor),
+        "critic": (behavior.critic, TwoHotHead),
+    }
     for name, (part, standard) in parts.items():
         if type(part) is not standard:
             raise ValueError(
@@ -207,6 +219,7 @@ def _card(found: Mapping[str, Any]) -> str:
         "environment": f"`{env}`",
         "env_config": f"`{json.dumps(found['env_config'])}`",
         "trained for": f"{about.get('agent_steps', 0):,} agent steps",
+        "action repeat": about.get("action_repeat") or "not recorded",
         "observation": f"`{json.dumps(found['observation_space'])[:400]}`",
         "action": f"`{json.dumps(found['action_space'])[:400]}`",
         "parameters": f"{found['parameters']:,}",

@@ -1,0 +1,15 @@
+"""Whether an episode reached its goal, as environments tell it in the info of a step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+SUCCESS_KEYS = ("success", "is_success")
+"""Keys of an info: of robosuite and Meta-World, and of Gymnasium-Robotics."""
+
+
+def success_of(infos: Iterable[Mapping[str, Any]]) -> bool | None:
+    """Whether any of the infos of an episode tells a success; None if none has such a key."""
+    told = [bool(info[key]) for info in infos for key in SUCCESS_KEYS if key in info]
+    return any(told) if told else None
