@@ -296,7 +296,7 @@ class DreamerTorch(Algorithm):
         with checkpoint.writing(folder) as target:
             super().save_to_path(target, **kwargs)
             if is_one_left_out(self.learner_group):
-                self._on_learners(lambda learner: None)  # raises if it is lost
+                on_learners(self.learner_group, _answer, take_back=True)  # raises if it is lost
                 raise OSError("a learner could not write its state, see its error in the log")
             self._write_construction(target / self.CLASS_AND_CTOR_ARGS_FILE_NAME)
             shutil.rmtree(target / REPLAY_FOLDER, ignore_errors=True)
@@ -402,6 +402,10 @@ class DreamerTorch(Algorithm):
 def _is_importable(cls: type) -> bool:
     """Whether its module has the class by its name."""
     return getattr(sys.modules.get(cls.__module__), cls.__qualname__, None) is cls
+
+
+def _answer(learner: DreamerTorchLearner) -> None:
+    """Of a learner that lives."""
 
 
 def _forget_weights_number(component: Any) -> None:

@@ -21,9 +21,19 @@ GRACE = 3.0
 
 
 def on_learners(
-    group: LearnerGroup, function: Callable[[Any], Any], ids: list[int] | None = None
+    group: LearnerGroup,
+    function: Callable[[Any], Any],
+    ids: list[int] | None = None,
+    *,
+    take_back: bool = False,
 ) -> list[Any]:
     """Calls a function with all learners, or those of `ids`.
+
+    Args:
+        group: The learners.
+        function: Called with each, where it is.
+        ids: Of remote learners; None for all, also those that RLlib leaves out.
+        take_back: Whether RLlib is to leave out no learner any more that answers.
 
     Returns:
         The results, in the order of the learners.
@@ -32,7 +42,7 @@ def on_learners(
         RuntimeError: If a remote learner is lost, or raises; a local one raises its own error.
     """
     found = group.foreach_learner(
-        function, remote_actor_ids=ids, healthy_only=False, mark_healthy=True
+        function, remote_actor_ids=ids, healthy_only=False, mark_healthy=take_back
     )
     results = sorted(found, key=lambda r: r.actor_id or 0)
     errors = [r.get() for r in results if not r.ok]

@@ -383,7 +383,8 @@ def test_custom_observation(monkeypatch: pytest.MonkeyPatch) -> None:
     config = tiny_config().rl_module(rl_module_spec=RLModuleSpec(catalog_class=custom.HeadCatalog))
     with built(config) as algo:
         train_until(algo, 1)
-        assert type(algo.get_module().agent.world.reward) is custom.SquaredHead
+        heads = algo._on_learners(lambda learner: type(learner.agent().world.reward))
+        assert heads == [custom.SquaredHead]
 
 
 def test_a_robosuite_task_of_your_own(monkeypatch: pytest.MonkeyPatch) -> None:
