@@ -39,8 +39,8 @@ from rllib_dreamer.envs import action_repeat
 from rllib_dreamer.episode_averages import EpisodeAverages
 from rllib_dreamer.hardware import release_memory
 from rllib_dreamer.learner_calls import (
-    is_one_left_out,
     on_learners,
+    require_saved,
     telling_refusals,
     update_learners,
 )
@@ -295,9 +295,7 @@ class DreamerTorch(Algorithm):
         folder = Path(tempfile.mkdtemp() if path is None else path).absolute()
         with checkpoint.writing(folder) as target:
             super().save_to_path(target, **kwargs)
-            if is_one_left_out(self.learner_group):
-                on_learners(self.learner_group, _answer, take_back=True)  # raises if it is lost
-                raise OSError("a learner could not write its state, see its error in the log")
+            require_saved(self.learner_group)
             self._write_construction(target / self.CLASS_AND_CTOR_ARGS_FILE_NAME)
             shutil.rmtree(target / REPLAY_FOLDER, ignore_errors=True)
             if self.config.store_buffer_in_checkpoints:
@@ -402,10 +400,6 @@ class DreamerTorch(Algorithm):
 def _is_importable(cls: type) -> bool:
     """Whether its module has the class by its name."""
     return getattr(sys.modules.get(cls.__module__), cls.__qualname__, None) is cls
-
-
-def _answer(learner: DreamerTorchLearner) -> None:
-    """Of a learner that lives."""
 
 
 def _forget_weights_number(component: Any) -> None:

@@ -72,24 +72,30 @@ def update_learners(
         worker.update.remote(training_data=TrainingData(batch=batch), timesteps=timesteps): worker
         for worker, batch in zip(group._workers, batches, strict=True)
     }
+    results: dict[Any, Any] = {}
     waiting = list(calls)
     while waiting:
-        done, waiting = ray.wait(waiting)
-        error = _error_of(done[0])
-        if error is not None:
-            others, waiting = (
-                ray.wait(waiting, num_returns=len(waiting), timeout=GRACE) if waiting else ([], [])
-            )
-            for call in waiting:
-                ray.kill(calls[call])
-            errors = [error, *filter(None, map(_error_of, others))]
-            raise _told(errors) from error
-    return list(ray.get(list(calls)))
+        (call,), waiting = ray.wait(waiting)
+        try:
+            results[call] = ray.get(call)
+        except RayError as error:
+            late = ray.wait(waiting, num_returns=len(waiting), timeout=GRACE)[0] if waiting else []
+            for other in set(waiting) - set(late):
+                ray.kill(calls[other])
+            raise _told([error, *filter(None, map(_error_of, late))]) from error
+    return [results[call] for call in calls]
 
 
-def is_one_left_out(group: LearnerGroup) -> bool:
-    """Whether RLlib has logged an error of a remote learner and leaves it out since then."""
-    return len(list(group.foreach_learner(_nothing))) < len(group)
+def require_saved(group: LearnerGroup) -> None:
+    """Checks that no remote learner failed to save its state, which RLlib would only log.
+
+    Raises:
+        OSError: If one failed; it can go on.
+        RuntimeError: If one is lost.
+    """
+    if len(list(group.foreach_learner(_nothing))) < len(group):
+        on_learners(group, _nothing, take_back=True)
+        raise OSError("a learner could not write its state, see its error in the log")
 
 
 @contextmanager
