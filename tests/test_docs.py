@@ -389,8 +389,10 @@ def test_custom_observation(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_robosuite_task_of_your_own(monkeypatch: pytest.MonkeyPatch) -> None:
     load_robosuite()
+    from robosuite.environments import base
     from robosuite.environments.manipulation.stack import Stack
 
+    monkeypatch.setattr(base, "REGISTERED_ENVS", dict(base.REGISTERED_ENVS))
     _, text = python_of("environments.md")
     tasks = ModuleType("my_tasks")
     vars(tasks)["StackHigh"] = type("StackHigh", (Stack,), {})
