@@ -7,6 +7,7 @@
 
 #include <math.h>
 #include <stdint.h>
+#include <string.h>
 #ifdef _OPENMP
 #include <omp.h>
 #define THREAD omp_get_thread_num()
@@ -107,6 +108,71 @@ INLINE int64_t placed(int64_t r, int64_t w) {
         case 64: CALL(64); break;                                                    \
         default: CALL(C);                                                            \
     }
+
+/* SiLU(RMSNorm) is computed tile by tile, from float32 to float32. A row wider than a vector register
+ * is a tile; of narrower ones it takes many, and what needs no row runs over all of them at once. */
+INLINE int64_t tile_rows(int64_t C) { return C > LANES ? 1 : CHUNK; }
+
+INLINE void rsqrt_mean(const float *x, float *r, int64_t n, const int64_t C) {
+    for (int64_t i = 0; i < n; i++) {
+        float lanes[LANES] = {0};
+        FOR_LANES(c, C, { lanes[lane] += x[i * C + c] * x[i * C + c]; })
+        r[i] = fold(lanes);
+    }
+#pragma omp simd
+    for (int64_t i = 0; i < n; i++) r[i] = 1.0f / sqrtf(r[i] / (float)C + EPS);
+}
+
+/* y may be x. */
+INLINE void tile_forward(const float *x, const float *scale, float *y, int64_t n, const int64_t C) {
+    float r[n];
+    rsqrt_mean(x, r, n, C);
+    if (C > LANES) {
+        FOR_LANES(c, C, {
+            float z = x[c] * r[0] * scale[c];
+            y[c] = z * sigmoid_(z);
+        })
+        return;
+    }
+    for (int64_t i = 0; i < n; i++)
+#pragma omp simd
+        for (int64_t c = 0; c < C; c++) y[i * C + c] = x[i * C + c] * r[i] * scale[c];
+#pragma omp simd
+    for (int64_t i = 0; i < n * C; i++) y[i] *= sigmoid_(y[i]);
+}
+
+INLINE float silu_gradient(float z) {
+    float s = sigmoid_(z);
+    return s * (1.0f + z * (1.0f - s));
+}
+
+/* Gradient gx of x from gy, that of y; gx may be gy. Adds the gradient of the scale to gscale. */
+INLINE void tile_backward(const float *x, const float *scale, const float *gy, float *gx,
+                          float *gscale, int64_t n, const int64_t C) {
+    const int narrow = C <= LANES;
+    float r[n], gz[n * C];
+    rsqrt_mean(x, r, n, C);
+    if (narrow) {
+        for (int64_t i = 0; i < n; i++)
+#pragma omp simd
+            for (int64_t c = 0; c < C; c++) gz[i * C + c] = x[i * C + c] * r[i] * scale[c];
+#pragma omp simd
+        for (int64_t i = 0; i < n * C; i++) gz[i] = gy[i] * silu_gradient(gz[i]);
+    }
+    for (int64_t i = 0; i < n; i++, x += C, gy += C, gx += C) {
+        float lanes[LANES] = {0};
+        FOR_LANES(c, C, {
+            float unit = x[c] * r[i];
+            float g = narrow ? gz[i * C + c] : gy[c] * silu_gradient(unit * scale[c]);
+            gscale[c] += g * unit;
+            gx[c] = g * scale[c];
+            lanes[lane] += g * scale[c] * unit;
+        })
+        float dot = fold(lanes) / (float)C * r[i];
+#pragma omp simd
+        for (int64_t c = 0; c < C; c++) gx[c] = r[i] * (gx[c] - x[c] * dot);
+    }
+}
 
 #define REAL float
 #define NAME(f) f##_f32
@@ -236,42 +302,39 @@ EXPORT void two_hot_backward(const float *logits, const float *log_sum, const in
 
 #else /* for each storage type */
 
-INLINE float NAME(rsqrt_mean)(const REAL *x, int64_t C) {
-    float lanes[LANES] = {0};
-    FOR_LANES(c, C, { lanes[lane] += LOAD(x[c]) * LOAD(x[c]); })
-    return 1.0f / sqrtf(fold(lanes) / (float)C + EPS);
-}
-
-INLINE void NAME(row_forward)(const REAL *restrict x, const float *restrict scale, REAL *restrict y, int64_t C) {
-    float r = NAME(rsqrt_mean)(x, C);
-    FOR_LANES(c, C, {
-        float z = LOAD(x[c]) * r * scale[c];
-        y[c] = STORE(z * sigmoid_(z));
-    })
-}
-
-/* Gradient of x from that of y; adds the gradient of the scale to gscale. */
-INLINE void NAME(row_backward)(const REAL *x, const float *scale, const REAL *gy, float *gx,
-                               float *gscale, int64_t C) {
-    float r = NAME(rsqrt_mean)(x, C), lanes[LANES] = {0};
-    FOR_LANES(c, C, {
-        float unit = LOAD(x[c]) * r;
-        float z = unit * scale[c];
-        float s = sigmoid_(z);
-        float gz = LOAD(gy[c]) * s * (1.0f + z * (1.0f - s));
-        gscale[c] += gz * unit;
-        gx[c] = gz * scale[c];
-        lanes[lane] += gz * scale[c] * unit;
-    })
-    float dot = fold(lanes) / (float)C * r;
+/* n numbers as float32: where they lie, if they are, else in the buffer. */
+INLINE const float *NAME(widen)(const REAL *x, float *restrict buffer, int64_t n) {
+    if (sizeof(REAL) == sizeof(float)) return (const float *)x;
 #pragma omp simd
-    for (int64_t c = 0; c < C; c++) gx[c] = r * (gx[c] - LOAD(x[c]) * dot);
+    for (int64_t i = 0; i < n; i++) buffer[i] = LOAD(x[i]);
+    return buffer;
+}
+
+/* Where float32 results for x are computed, which `put` then brings there. */
+INLINE float *NAME(result)(REAL *x, float *buffer) {
+    return sizeof(REAL) == sizeof(float) ? (float *)x : buffer;
+}
+
+INLINE void NAME(put)(const float *restrict f, REAL *restrict x, int64_t n) {
+    if ((const void *)f == (const void *)x) return;
+#pragma omp simd
+    for (int64_t i = 0; i < n; i++) x[i] = STORE(f[i]);
 }
 
 INLINE void NAME(forward)(const REAL *x, const float *scale, REAL *y, int64_t ldy, int64_t start,
                           int64_t stop, int64_t w, const int64_t C) {
-    for (int64_t r = start; r < stop; r++)
-        NAME(row_forward)(x + r * C, scale, y + placed(r, w) * ldy, C);
+    const int64_t most = tile_rows(C);
+    float buffer[most * C];
+    REAL tile[most * C];
+    for (int64_t at = start; at < stop; at += most) {
+        int64_t n = at + most < stop ? most : stop - at;
+        REAL *to = most == 1 ? y + placed(at, w) * ldy : tile;
+        float *f = NAME(result)(to, buffer);
+        tile_forward(NAME(widen)(x + at * C, buffer, n * C), scale, f, n, C);
+        NAME(put)(f, to, n * C);
+        for (int64_t i = 0; i < n && most > 1; i++)
+            memcpy(y + placed(at + i, w) * ldy, tile + i * C, C * sizeof(REAL));
+    }
 }
 
 EXPORT void NAME(norm_silu_forward)(const REAL *x, const float *scale, REAL *y, int64_t ldy,
@@ -286,12 +349,19 @@ EXPORT void NAME(norm_silu_forward)(const REAL *x, const float *scale, REAL *y, 
 INLINE void NAME(backward)(const REAL *x, const float *scale, const REAL *gy, int64_t ldg, REAL *gx,
                            double *partial, int64_t start, int64_t stop, int64_t w,
                            const int64_t C) {
-    float gscale[C], row[C];
+    const int64_t most = tile_rows(C);
+    float f[most * C], g[most * C], gscale[C];
+    REAL tile[most * C];
     for (int64_t c = 0; c < C; c++) gscale[c] = 0.0f;
-    for (int64_t r = start; r < stop; r++) {
-        NAME(row_backward)(x + r * C, scale, gy + placed(r, w) * ldg, row, gscale, C);
-#pragma omp simd
-        for (int64_t c = 0; c < C; c++) gx[r * C + c] = STORE(row[c]);
+    for (int64_t at = start; at < stop; at += most) {
+        int64_t n = at + most < stop ? most : stop - at;
+        for (int64_t i = 0; i < n && most > 1; i++)
+            memcpy(tile + i * C, gy + placed(at + i, w) * ldg, C * sizeof(REAL));
+        const REAL *from = most == 1 ? gy + placed(at, w) * ldg : tile;
+        float *to = NAME(result)(gx + at * C, g);
+        tile_backward(NAME(widen)(x + at * C, f, n * C), scale, NAME(widen)(from, g, n * C), to,
+                      gscale, n, C);
+        NAME(put)(to, gx + at * C, n * C);
     }
     for (int64_t c = 0; c < C; c++) partial[THREAD * C + c] += gscale[c];
 }
@@ -310,18 +380,30 @@ EXPORT void NAME(norm_silu_backward)(const REAL *x, const float *scale, const RE
  * in reading order. */
 INLINE void NAME(pool_forward)(const REAL *x, const float *scale, REAL *y, REAL *pooled,
                                uint8_t *which, int64_t w, const int64_t C) {
-    for (int64_t j = 0; j < w; j++) {
-        const REAL *top = x + 2 * j * C, *bottom = top + 2 * w * C;
+    const int64_t most = tile_rows(C);
+    float above[2 * most * C], below[2 * most * C], buffer[most * C];
+    int32_t place[most * C];
+    for (int64_t at = 0; at < w; at += most) {
+        int64_t n = at + most < w ? most : w - at;
+        const float *top = NAME(widen)(x + 2 * at * C, above, 2 * n * C);
+        const float *bottom = NAME(widen)(x + 2 * (w + at) * C, below, 2 * n * C);
+        float *f = NAME(result)(pooled + at * C, buffer);
+        for (int64_t j = 0; j < n; j++)
 #pragma omp simd
-        for (int64_t c = 0; c < C; c++) {
-            float a = LOAD(top[c]), b = LOAD(top[C + c]);
-            float d = LOAD(bottom[c]), e = LOAD(bottom[C + c]);
-            float upper = a >= b ? a : b, lower = d >= e ? d : e;
-            int upper_at = a >= b ? 0 : 1, lower_at = d >= e ? 2 : 3;
-            pooled[j * C + c] = STORE(upper >= lower ? upper : lower);
-            which[j * C + c] = (uint8_t)(upper >= lower ? upper_at : lower_at);
-        }
-        NAME(row_forward)(pooled + j * C, scale, y + j * C, C);
+            for (int64_t c = 0; c < C; c++) {
+                int64_t left = 2 * j * C + c, right = left + C;
+                float a = top[left], b = top[right], d = bottom[left], e = bottom[right];
+                float upper = a >= b ? a : b, lower = d >= e ? d : e;
+                int32_t upper_at = a >= b ? 0 : 1, lower_at = d >= e ? 2 : 3;
+                f[j * C + c] = upper >= lower ? upper : lower;
+                place[j * C + c] = upper >= lower ? upper_at : lower_at;
+            }
+#pragma omp simd
+        for (int64_t i = 0; i < n * C; i++) which[at * C + i] = (uint8_t)place[i];
+        NAME(put)(f, pooled + at * C, n * C);
+        float *to = NAME(result)(y + at * C, buffer);
+        tile_forward(f, scale, to, n, C);
+        NAME(put)(to, y + at * C, n * C);
     }
 }
 
@@ -340,20 +422,30 @@ EXPORT void NAME(pool_norm_silu_forward)(const REAL *x, const float *scale, REAL
 INLINE void NAME(pool_backward)(const REAL *pooled, const uint8_t *which, const float *scale,
                                 const REAL *gy, REAL *gx, double *partial, int64_t w,
                                 const int64_t C) {
-    float gscale[C], row[C];
+    const int64_t most = tile_rows(C);
+    float f[most * C], g[most * C], above[2 * most * C], below[2 * most * C], gscale[C];
+    int32_t place[most * C];
     for (int64_t c = 0; c < C; c++) gscale[c] = 0.0f;
-    for (int64_t j = 0; j < w; j++) {
-        NAME(row_backward)(pooled + j * C, scale, gy + j * C, row, gscale, C);
-        REAL *top = gx + 2 * j * C, *bottom = top + 2 * w * C;
+    for (int64_t at = 0; at < w; at += most) {
+        int64_t n = at + most < w ? most : w - at;
+        REAL *upper = gx + 2 * at * C, *lower = gx + 2 * (w + at) * C;
+        float *top = NAME(result)(upper, above), *bottom = NAME(result)(lower, below);
+        tile_backward(NAME(widen)(pooled + at * C, f, n * C), scale,
+                      NAME(widen)(gy + at * C, g, n * C), g, gscale, n, C);
 #pragma omp simd
-        for (int64_t c = 0; c < C; c++) {
-            REAL g = STORE(row[c]), zero = STORE(0.0f);
-            uint8_t k = which[j * C + c];
-            top[c] = k == 0 ? g : zero;
-            top[C + c] = k == 1 ? g : zero;
-            bottom[c] = k == 2 ? g : zero;
-            bottom[C + c] = k == 3 ? g : zero;
-        }
+        for (int64_t i = 0; i < n * C; i++) place[i] = which[at * C + i];
+        for (int64_t j = 0; j < n; j++)
+#pragma omp simd
+            for (int64_t c = 0; c < C; c++) {
+                int64_t left = 2 * j * C + c, right = left + C;
+                int32_t k = place[j * C + c];
+                top[left] = k == 0 ? g[j * C + c] : 0.0f;
+                top[right] = k == 1 ? g[j * C + c] : 0.0f;
+                bottom[left] = k == 2 ? g[j * C + c] : 0.0f;
+                bottom[right] = k == 3 ? g[j * C + c] : 0.0f;
+            }
+        NAME(put)(top, upper, 2 * n * C);
+        NAME(put)(bottom, lower, 2 * n * C);
     }
     for (int64_t c = 0; c < C; c++) partial[THREAD * C + c] += gscale[c];
 }
