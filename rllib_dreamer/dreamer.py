@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import shutil
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -72,6 +71,8 @@ class DreamerTorch(Algorithm):
         try:
             super().setup(config)
         except IndexError as error:  # RLlib asks the first of the runners that came up
+            if not config.num_env_runners:
+                raise
             raise RuntimeError(
                 "no env runner could be built: the errors logged above say why; with "
                 "`num_env_runners`=0 the error is raised here."
@@ -303,13 +304,14 @@ class DreamerTorch(Algorithm):
         return str(folder)
 
     def _write_construction(self, file: Path) -> None:
-        """Writes what `from_checkpoint` builds us from, with our class by its name.
+        """Writes what `from_checkpoint` builds us from, with our class as its author wrote it.
 
-        As an actor, as Tune runs it, an object is of a class that Ray made. RLlib pickles that by
-        value, and then the names of all our methods must be there when the checkpoint is read.
+        As an actor, as Tune runs it, an object is of a class that Ray made of it. RLlib pickles
+        that one by value, and then the names of all our methods must be there when the checkpoint
+        is read.
         """
-        named = next(cls for cls in type(self).__mro__ if _is_importable(cls))
-        construction = {"class": named, "ctor_args_and_kwargs": self.get_ctor_args_and_kwargs()}
+        written = getattr(type(self), "__ray_actor_class__", type(self))
+        construction = {"class": written, "ctor_args_and_kwargs": self.get_ctor_args_and_kwargs()}
         file.write_bytes(cloudpickle.dumps(construction))
 
     def restore_from_path(
@@ -335,7 +337,7 @@ class DreamerTorch(Algorithm):
                 checkpoint.verify(folder)
             self._sampler.drop()
             self._take_any_weights()
-            with telling_refusals(f"in {path}"):
+            with telling_refusals(self.learner_group, f"in {path}"):
                 super().restore_from_path(folder, *args, **kwargs)
             saved = folder / REPLAY_FOLDER
             if whole and self.config.store_buffer_in_checkpoints and saved.is_dir():
@@ -365,7 +367,7 @@ class DreamerTorch(Algorithm):
             RuntimeError: If remote learners refuse it; a local one raises its own error.
         """
         self._take_any_weights()
-        with telling_refusals("given"):
+        with telling_refusals(self.learner_group, "given"):
             super().set_state(state)
         if "dreamer" in state:
             ours = state["dreamer"]
@@ -395,11 +397,6 @@ class DreamerTorch(Algorithm):
         self.replay.close()
         super().cleanup()
         release_memory()
-
-
-def _is_importable(cls: type) -> bool:
-    """Whether its module has the class by its name."""
-    return getattr(sys.modules.get(cls.__module__), cls.__qualname__, None) is cls
 
 
 def _forget_weights_number(component: Any) -> None:

@@ -99,18 +99,21 @@ def require_saved(group: LearnerGroup) -> None:
 
 
 @contextmanager
-def telling_refusals(state: str) -> Iterator[None]:
+def telling_refusals(group: LearnerGroup, state: str) -> Iterator[None]:
     """Turns RLlib's ways to say that no remote learner took a state into an error that says so.
 
     Args:
+        group: The learners.
         state: Where the state is from, as part of the message.
 
     Raises:
-        RuntimeError: If the learners refuse it.
+        RuntimeError: If remote learners refuse it; a local one raises its own error.
     """
     try:
         yield
     except (IndexError, AssertionError) as error:  # no learner is left to take weights from
+        if group.is_local:
+            raise
         raise RuntimeError(
             f"the learners could not take the state {state}, see their error in the log: "
             "model_size, model_config and the spaces of the env must be those of the "

@@ -287,6 +287,19 @@ def test_a_checkpoint_of_an_actor_names_the_class(tmp_path: Path) -> None:
     assert construction["class"] is DreamerTorch
 
 
+def test_a_checkpoint_of_an_actor_keeps_a_class_of_no_module(tmp_path: Path) -> None:
+    class Own(DreamerTorch):
+        pass
+
+    start_ray()
+    actor = ray.remote(Own).remote(tiny_config().environment(CountingEnv))
+    folder = ray.get(actor.save_to_path.remote(str(tmp_path / "c")))
+    ray.kill(actor)
+    algo = Own.from_checkpoint(folder)
+    assert type(algo) is Own
+    algo.stop()
+
+
 def test_a_path_may_be_relative(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with built(tiny_config()) as algo:

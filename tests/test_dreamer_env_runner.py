@@ -231,6 +231,15 @@ def test_envs_that_cannot_be_built_remotely_say_where_to_look() -> None:
         config.build_algo()
 
 
+def test_envs_that_cannot_be_built_here_raise_their_own_error() -> None:
+    class Unbuildable(tiny.RandomEnv):
+        def __init__(self, config: Any) -> None:
+            raise IndexError("no such joint")
+
+    with pytest.raises(IndexError, match="no such joint"):
+        tiny.tiny_config(Unbuildable).build_algo()
+
+
 def registered_by_tune() -> str:
     tune.register_env("two-joints", lambda config: tiny.RandomEnv(config))
     return "two-joints"

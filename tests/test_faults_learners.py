@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from ray.exceptions import RayTaskError
 from ray.rllib.core import DEFAULT_MODULE_ID
-from tiny import CountingEnv, assert_same, built, tiny_config, train_until
+from tiny import CountingEnv, assert_same, built, learner_of, tiny_config, train_until
 
 from rllib_dreamer import checkpoint
 from rllib_dreamer.dreamer import DreamerConfig
@@ -149,6 +149,17 @@ def test_a_state_that_a_remote_learner_refuses_is_told() -> None:
         weights = state["learner_group"]["learner"]["rl_module"][DEFAULT_MODULE_ID]
         weights[next(iter(weights))] = np.zeros(3, np.float32)  # of no shape that any has
         with pytest.raises(RuntimeError, match="the learners could not take the state given"):
+            algo.set_state(state)
+
+
+def test_an_error_of_a_local_learner_stays_what_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(state: Any) -> None:
+        raise IndexError("of the learner")
+
+    with built(config_of(0)) as algo:
+        state = algo.get_state()
+        monkeypatch.setattr(learner_of(algo), "set_state", refuse)
+        with pytest.raises(IndexError, match="of the learner"):
             algo.set_state(state)
 
 
