@@ -75,7 +75,8 @@ def scale_config(
         What was set and what was left alone, a line each.
 
     Raises:
-        ValueError: If a number is out of range, or a setting to scale is a search of Tune.
+        ValueError: If a number is out of range, or a setting to scale is a search of Tune or a
+            malformed schedule.
     """
     _check_count("num_learners", learners)
     if total_steps is not None:
@@ -117,6 +118,20 @@ def _check_scalable(name: str, value: Any) -> None:
             f"{name}={value!r} cannot be scaled, only a number or a schedule can: call "
             "scale_to_learners first and set the search afterwards."
         )
+    if isinstance(value, list | tuple) and not all(map(_is_rate_from, value)):
+        raise ValueError(
+            f"{name}={value!r} cannot be scaled: a schedule is a list of pairs of a step and a "
+            "rate, like [[0, 4e-5], [1_000_000, 1e-5]]."
+        )
+
+
+def _is_rate_from(pair: Any) -> bool:
+    """Whether an entry of a schedule is a pair of numbers."""
+    return (
+        isinstance(pair, list | tuple)
+        and len(pair) == 2
+        and all(isinstance(number, int | float) for number in pair)
+    )
 
 
 def _check_count(name: str, value: Any) -> None:

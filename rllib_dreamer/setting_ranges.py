@@ -52,6 +52,7 @@ RANGES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "warmup_updates": ("a whole number >= 0", lambda v: is_count(v, 0)),
     "replay_prefetch": ("a whole number >= 0", lambda v: is_count(v, 0)),
     "initial_random_steps": ("a whole number >= 0", lambda v: is_count(v, 0)),
+    "seed": ("None or a whole number >= 0", lambda v: v is None or is_count(v, 0)),
     "grad_clip_norm": ("None or a number > 0", lambda v: v is None or (is_number(v) and v > 0)),
     "optimizer": (f"one of {OPTIMIZERS}", lambda v: v in OPTIMIZERS),
     "actor_grad": (f"one of {CHOICES['actor_grad']}", lambda v: v in CHOICES["actor_grad"]),
@@ -81,6 +82,7 @@ UNUSED: dict[str, tuple[Any, str]] = {
         "batches come from the replay, change what goes in: in a wrapper of the environment, or by "
         "an `env_to_module_connector` that writes into the episode",
     ),
+    "num_gpus": (0, "set `num_gpus_per_learner` instead"),
     "torch_compile_learner": (False, "set `compile` instead"),
     "torch_compile_worker": (False, "set `compile` instead"),
     "num_aggregator_actors_per_learner": (

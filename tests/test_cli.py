@@ -17,15 +17,14 @@ import pytest
 from commands import STARTED, Finished, finish, iterations, marks, start, wait_for
 from ray import tune
 from ray.rllib.algorithms.ppo import PPOConfig
-from ray.tune import Checkpoint, CheckpointConfig
+from ray.tune import Checkpoint
 
 from rllib_dreamer.cli.app import resume_without_path, run
 from rllib_dreamer.cli.errors import CommandError
-from rllib_dreamer.cli.experiment import experiment_from_file, experiment_from_names, has_search
+from rllib_dreamer.cli.experiment import experiment_from_file, experiment_from_names
+from rllib_dreamer.cli.folders import Mark, find_experiments
 from rllib_dreamer.cli.options import TrainOptions
 from rllib_dreamer.cli.overrides import apply_overrides, check_stop, parse_stop, parse_value
-from rllib_dreamer.cli.reporter import SCORE
-from rllib_dreamer.cli.resume import find_experiment, mend_experiment
 from rllib_dreamer.cli.session import ray_session
 from rllib_dreamer.cli.stopping import STOP_ALIASES
 from rllib_dreamer.cli.summary import evaluation_hint
@@ -124,6 +123,12 @@ def options(**values: Any) -> TrainOptions:
             ["train", "--env", "CartPole-v1", "--set", "num_envs_per_env_runner=0"],
             "`num_envs_per_env_runner`=0 must be a whole number >= 1.$",
         ),
+        (["train", "--env", "CartPole-v1", "--set", "num_gpus=1"], "set `num_gpus_per_learner`"),
+        (["train", "file", "{dir}/own.py", "--set", "num_gpus=1"], "set `num_gpus_per_learner`"),
+        (["train", "--env", "CartPole-v1", "--set", "seed=abc"], "`seed`='abc' must be None or a"),
+        (["train", "file", "{dir}/own.py", "--set", "seed=1.5"], "`seed`=1.5 must be None or a"),
+        (["train", "file", "{dir}/own.py", "--set", "callbacks=foo"], "--set callbacks: .*foo"),
+        (["train", "file", "{dir}/own.py", "--set", "env_config={[1]:2}"], "env_config wants a"),
         (["plot", "{dir}/none"], "run: got '.*none', which does not exist"),
         (["train", "file", "{dir}/own.py", "--resume", "{dir}/none"], "--resume: .* is no folder"),
         (["train", "file", "{dir}/own.py", "--wandb-key", "k"], "--wandb-project is missing"),
@@ -235,6 +240,7 @@ def test_overrides_reach_plain_dict_and_aliased_fields() -> None:
         ("env_config=3", "env_config wants a dict"),
         ("lr.a=3", "'lr' is no dict"),
         ("algo_class=3", "no field 'algo_class'"),
+        ("sample_collector=foo", "sample_collector wants a class"),
     ],
 )
 def test_bad_override(setting: str, message: str) -> None:
@@ -272,11 +278,6 @@ def test_samples_have_seeds_of_their_own() -> None:
     assert spread_seeds(config, 2) == 1 and config.seed == tune.grid_search([3, 4])
     assert spread_seeds(config, 2) == 2 and config.seed == tune.grid_search([3, 4])
     assert spread_seeds(PPOConfig(), 2) == 2
-
-
-def test_search_values_are_seen() -> None:
-    assert has_search({"a": {"grid_search": [1, 2]}})
-    assert not has_search({"a": [1, 2]})
 
 
 @pytest.mark.parametrize("stop", ['{"a": "b"}', '{"a": true}', "[1]", "3"])
@@ -328,21 +329,22 @@ def test_an_existing_experiment_is_not_mixed_up(
     assert "add --resume, or choose another --name" in capsys.readouterr().err
 
 
-def test_find_experiment(trained: Trained) -> None:
-    storage = trained.folder.parent
+def test_find_experiments(trained: Trained, ppo_file: Path) -> None:
+    storage, own = trained.folder.parent, Mark("own", ppo_file.resolve())
     checkpoint = next(trained.folder.glob("*/checkpoint_*"))
-    assert find_experiment(str(checkpoint), storage, None, "own") == trained.folder
-    assert find_experiment("", storage, "short", "own") == trained.folder
+    assert find_experiments(str(checkpoint), storage, None, own) == [trained.folder]
+    assert find_experiments("", storage, "short", own) == [trained.folder]
     with pytest.raises(CommandError, match=r"no experiment 'shrt'.*did you mean short"):
-        find_experiment("", storage, "shrt", "own")
+        find_experiments("", storage, "shrt", own)
     with pytest.raises(CommandError, match="no experiment of another in"):
-        find_experiment("", storage, None, "another")
+        find_experiments("", storage, None, Mark("another"))
     dated, other = storage / "own_2026-01-31_09-05-00", storage / "own_other_2026-01-31_09-06-00"
     shutil.copytree(trained.folder, dated)
     shutil.copytree(trained.folder, other)  # of another file, and newer
     (other / "rllib_dreamer.txt").write_text("own_other\n")
     os.utime(next(dated.glob("experiment_state-*")), (0, 0))
-    assert find_experiment("", storage, None, "own") == trained.folder  # by the file, not the name
+    found = find_experiments("", storage, None, own)  # by the file, not the name
+    assert found == [trained.folder, dated]
     shutil.rmtree(dated)
     shutil.rmtree(other)
 
@@ -374,26 +376,6 @@ def test_resume_survives_a_half_written_state_and_checkpoint(
     assert last["num_env_steps_sampled_lifetime"] == 4 * 64
     assert last["config"]["lr"] == 0.125
     assert str(folder) in out.splitlines()[-1]
-
-
-def test_mending_keeps_the_best_and_the_last(trained: Trained, tmp_path: Path) -> None:
-    folder = tmp_path / "copy"
-    shutil.copytree(trained.folder, folder)
-    trial = next(folder.glob("PPO_*"))
-    for index, score in enumerate([9.0, 1.0, 2.0]):
-        path = trial / f"checkpoint_{index:06}"
-        if not path.exists():
-            shutil.copytree(trial / "checkpoint_000000", path)
-        mark = {"training_iteration": index + 1, SCORE: score}
-        (path / ".metadata.json").write_text(json.dumps({"rllib_dreamer": mark}))
-    keep = CheckpointConfig(num_to_keep=1, checkpoint_score_attribute=SCORE)
-    from ray.rllib.algorithms.ppo import PPO
-    from ray.tune.registry import register_trainable
-
-    register_trainable("PPO", PPO)
-    assert mend_experiment(folder, {}, keep, 0).iterations == [3]
-    kept = sorted(path.name for path in trial.glob("checkpoint_*"))
-    assert kept == ["checkpoint_000000", "checkpoint_000002"]
 
 
 def test_ctrl_c_leaves_a_checkpoint_and_kill_9_can_be_resumed(
@@ -458,6 +440,7 @@ def test_checkpoint_settings() -> None:
     given = options(keep_checkpoints_num=0, checkpoint_freq=7)
     made = checkpoint_config(given, DreamerConfig())
     assert (made.num_to_keep, made.checkpoint_frequency, made.checkpoint_at_end) == (None, 7, True)
+    assert checkpoint_config(options(), DreamerConfig()).num_to_keep == 2
     for seconds, frequency in ((20, 30), (7, 86), (None, 10), (0, 10)):
         config = DreamerConfig().reporting(min_time_s_per_iteration=seconds)
         assert checkpoint_config(options(), config).checkpoint_frequency == frequency

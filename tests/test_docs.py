@@ -399,6 +399,8 @@ def test_a_robosuite_task_of_your_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "my_tasks", tasks)
     scope: dict[str, Any] = {}
     exec(text, scope)
+    with pytest.raises(ValueError, match="unknown key 'horizont': did you mean 'horizon'"):
+        make_env(scope["make_stack_high"], {"horizont": 2})
     env = make_env(scope["make_stack_high"], {"observation": "proprio", "horizon": 2})
     env.reset(seed=0)
     *_, truncated, info = [env.step(env.action_space.sample()) for _ in range(2)][-1]

@@ -71,6 +71,11 @@ def test_unknown_task_lists_the_nearest_in_the_same_spelling(name):
         ({"action_repeat": 0}, r"env_config\['action_repeat'\] must be an int >= 1; got 0"),
         ({"size": (64, 64, 3)}, r"env_config\['size'\] must be an int or \(height, width\)"),
         ({"time_limit": 0.5}, r"env_config\['time_limit'\] must be an int >= 1; got 0.5"),
+        ({"camera": True}, r"env_config\['camera'\] must be a number or name; got True"),
+        ({"camera": 1.0}, r"env_config\['camera'\] must be a number or name; got 1\.0"),
+        ({"camera": "nope"}, r"env_config\['camera'\] must be among 'side', 'back', 0 to 1 or -1 "),
+        ({"camera": 9}, r"env_config\['camera'\] must be among 'side', .* got 9"),
+        ({"camera": "", "observation": "proprio"}, r"env_config\['camera'\] must be among 'side'"),
         ({"camra": 1}, r"unknown key 'camra': did you mean 'camera'\?"),
     ],
 )
@@ -203,7 +208,7 @@ def test_lqr_has_one_model_in_every_runner_and_terminates():
     stiffness = [env._env.physics.model.jnt_stiffness.copy() for env in (one, two)]
     np.testing.assert_array_equal(*stiffness)
     assert one.action_space == spaces.Box(-1.0, 1.0, (1,), np.float32)
-    control = one._action_center + one._action_scale * np.array([0.25])
+    control = one._limits.control(np.array([0.25]))
     assert control == pytest.approx([0.25])  # its limits of 1e10 mean none: passed on unscaled
     one.reset(seed=0)
     one._time_step = one._env.step(np.zeros(1))
@@ -289,3 +294,11 @@ def test_checked_env_keeps_the_name_in_errors():
         RuntimeError, match=r"Env 'dmc/walker-walk' raised in step.. at agent step 1"
     ):
         env.step(np.zeros(99, np.float32))
+
+
+@pytest.mark.parametrize("camera", [0, -1, "back", np.int64(1)])
+def test_cameras_by_number_and_by_name(camera):
+    env = dmc.make("dmc/walker-walk", {"camera": camera, "size": 32})
+    env.reset(seed=0)
+    assert env.render().std() > 0
+    env.close()

@@ -179,6 +179,33 @@ def test_creators_carry_the_drivers_backend(monkeypatch):
     assert seen == [("osmesa",)]
 
 
+@pytest.mark.parametrize(
+    ("env_id", "observation", "fails"),
+    [
+        ("InvertedPendulum-v5", "state", False),
+        ("InvertedPendulum-v5", "pixels", True),
+        ("CartPole-v1", "pixels", False),
+    ],
+)
+def test_pictures_of_mujoco_need_opengl_and_others_do_not(monkeypatch, env_id, observation, fails):
+    """On a machine without it, where the env is the first or comes after one without pictures."""
+    monkeypatch.setenv("MUJOCO_GL", "")
+    monkeypatch.setenv(rendering.OURS, "")
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setattr(rendering, "library_found", lambda name: False)
+    for config in ({"observation": observation}, {}, {"observation": observation}):
+        if fails and config:
+            with pytest.raises(RuntimeError, match=r"^No OpenGL library .*apt-get install"):
+                gymnasium_ids.make(env_id, config)
+        else:
+            gymnasium_ids.make(env_id, config).close()
+
+
+def test_films_of_a_gymnasium_id_keep_its_time():
+    plain, repeated = (envs.make_env("CartPole-v1", {"action_repeat": n}) for n in (1, 5))
+    assert (plain.metadata["render_fps"], repeated.metadata["render_fps"]) == (50, 10)
+
+
 def test_seeds_differ_between_runners():
     envs.register_envs()
     config = {"observation": "proprio", "seed": 3}
@@ -207,6 +234,12 @@ def test_a_seed_leaves_what_is_drawn_at_construction_alike_in_all_runners():
         ("dmc/walker-walk", {"size": 64.0}, r"env_config\['size'\] must be an int or"),
         ("atari100k/pong", {"gray": "false"}, r"env_config\['gray'\] must be True or False"),
         ("ALE/Pong-v5", {"sticky": "0.2"}, r"env_config\['sticky'\] must be a probability"),
+        (
+            "robosuite/Lift",
+            {"object_state": "false"},
+            r"env_config\['object_state'\] must be True, False or None; got 'false'",
+        ),
+        ("dmc/walker-walk", {"camera": [0]}, r"env_config\['camera'\] must be a number or name"),
         ("CartPole-v1", {"observation": "picture"}, r"\['observation'\] must be one of 'state'"),
         ("CartPole-v1", {"action_repeat": 0}, r"env_config\['action_repeat'\] must be an int >= 1"),
         ("gymnasium:CartPole-v1", {"size": 6.4}, r"env_config\['size'\] must be an int or"),

@@ -15,6 +15,7 @@ from rllib_dreamer.envs import rendering
 def no_choice(monkeypatch):
     """A Linux process without MUJOCO_GL, whose own value comes back afterwards."""
     monkeypatch.setenv("MUJOCO_GL", "")
+    monkeypatch.setenv(rendering.OURS, "")
     monkeypatch.setattr(sys, "platform", "linux")
     monkeypatch.setattr(rendering, "_reload_bindings", lambda backend: None)
 
@@ -66,6 +67,34 @@ def test_no_library_is_one_line_that_names_the_packages(no_choice, monkeypatch):
 def test_no_library_is_no_error_if_nothing_is_drawn(no_choice, monkeypatch):
     libraries(monkeypatch)
     assert rendering.setup_rendering(required=False) == "disable"
+
+
+def test_what_was_turned_off_for_want_of_a_library_is_decided_again(no_choice, monkeypatch):
+    libraries(monkeypatch)
+    rendering.setup_rendering(required=False)
+    assert rendering.requested_backend() is None  # nobody's choice: not one for other machines
+    with pytest.raises(RuntimeError, match=r"^No OpenGL library .*apt-get install"):
+        rendering.setup_rendering()
+    libraries(monkeypatch, "osmesa")
+    assert rendering.setup_rendering() == "osmesa"
+    assert rendering.requested_backend() == "osmesa"
+
+
+def test_a_child_process_knows_that_no_user_turned_rendering_off(no_choice, monkeypatch):
+    libraries(monkeypatch)
+    rendering.setup_rendering(required=False)
+    code = "from rllib_dreamer.envs import rendering as r; print(r.requested_backend())"
+    command = [sys.executable, "-W", "ignore", "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.stdout.strip() == "None"
+
+
+def test_a_user_who_turns_rendering_off_is_told_so(no_choice, monkeypatch):
+    libraries(monkeypatch)
+    rendering.setup_rendering(required=False)
+    monkeypatch.setenv("MUJOCO_GL", "0")
+    with pytest.raises(RuntimeError, match="MUJOCO_GL=0 turns rendering off"):
+        rendering.setup_rendering()
 
 
 @pytest.mark.parametrize(

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import gc
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env
+from ray.rllib.env.env_context import EnvContext
 
-from rllib_dreamer.envs import dmc, robosuite
+from rllib_dreamer.envs import dmc, make_env, robosuite
 
 SMALL = {"size": 32, "horizon": 6}
 
@@ -159,6 +163,49 @@ def test_same_seed_same_episode(make):
     assert not np.allclose(episode(env, 4), first, atol=1e-3)
 
 
+SEEDED = """
+from rllib_dreamer.envs import robosuite
+for task in ("PickPlaceSingle", "NutAssemblySingle"):
+    env = robosuite.make_task(task, {"observation": "proprio", "horizon": 3})
+    for seed in range(4):
+        print(task, env.reset(seed=seed)[0].tolist(), env._env.obj_to_use)
+"""
+
+
+def test_same_seed_same_object_in_every_process():
+    """robosuite draws one of a set of names, whose order is another in each process."""
+    printed = []
+    for hashed in ("1", "2"):  # for which robosuite itself draws others
+        done = subprocess.run(
+            [sys.executable, "-W", "ignore", "-c", SEEDED],
+            capture_output=True,
+            text=True,
+            timeout=300,
+            env={**os.environ, "PYTHONHASHSEED": hashed},
+        )
+        assert done.returncode == 0, done.stderr
+        printed.append(done.stdout.splitlines())
+    assert printed[0] == printed[1]
+    drawn = [{line.rpartition(" ")[2] for line in printed[0][i : i + 4]} for i in (0, 4)]
+    assert all(len(names) > 1 for names in drawn)
+
+
+def test_draws_of_other_things_are_those_of_numpy():
+    def draws(rng):
+        words = ["b", "a", "c"]
+        return [
+            rng.choice(5),
+            rng.choice([3, 1, 2]),
+            rng.choice(np.array([2.0, 1.0])),
+            *rng.choice(words, 4, p=[0.5, 0.25, 0.25]),
+            rng.standard_normal(),
+            rng.integers(9),
+        ]
+
+    ours = robosuite.OrderedGenerator(np.random.PCG64(3))
+    assert draws(ours) == draws(np.random.default_rng(3))
+
+
 def test_hard_reset_draws_the_new_model(make):
     env = make(hard_reset=True, **SMALL)
     first, _ = env.reset(seed=1)
@@ -196,6 +243,32 @@ def test_success_terminates_if_asked(make, monkeypatch):
         monkeypatch.setattr(env._env, "_check_success", lambda: True)
         _, _, terminated, truncated, info = env.step(np.zeros(7, np.float32))
         assert (terminated, truncated, info["success"]) == (asked, False, True)
+
+
+def test_a_success_at_any_step_of_the_repeat_counts(make, monkeypatch):
+    env = make(observation="proprio", action_repeat=3)
+    env.reset(seed=0)
+    told = iter([False, True, False, False, False, False])
+    monkeypatch.setattr(env, "_success", lambda: next(told))
+    successes = [env.step(np.zeros(7, np.float32))[4]["success"] for _ in range(2)]
+    assert successes == [True, False]
+
+
+def test_a_task_by_its_own_name_has_the_checks_and_seeds_of_the_family():
+    config = {"observation": "proprio", "seed": 3}
+    with pytest.raises(ValueError, match="unknown key 'camera': did you mean 'cameras'"):
+        robosuite.make_task("Lift", {"camera": "agentview"})
+    with pytest.raises(ValueError, match=r"env_config\['hard_reset'\] must be True or False"):
+        robosuite.make_task("Lift", {"hard_reset": "no"})
+    contexts = [EnvContext(config, worker_index=index) for index in (0, 1, 1)]
+    envs = [robosuite.make_task("Lift", context) for context in contexts]
+    first, second, again = (env.reset()[0] for env in envs)
+    family = make_env("robosuite/Lift", contexts[1])
+    np.testing.assert_allclose(family.reset()[0], second, atol=1e-6)
+    for env in (*envs, family):
+        env.close()
+    assert not np.allclose(first, second, atol=1e-3)
+    np.testing.assert_allclose(second, again, atol=1e-6)
 
 
 @pytest.mark.parametrize("ignored", [False, True])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from typing import ClassVar
 
 import gymnasium as gym
 import numpy as np
@@ -172,6 +173,28 @@ def test_action_repeat_sums_rewards_and_stops_at_the_end():
     assert [result[1] for result in results] == [1.0, 1.0, 0.5]
     assert [result[3] for result in results] == [False, False, True]
     assert env.unwrapped.steps == 5
+
+
+class Arriving(Scripted):
+    """Succeeds at its second step alone, as an arm that passes through its goal."""
+
+    metadata: ClassVar[dict] = {"render_modes": ["rgb_array"], "render_fps": 30}
+
+    def step(self, action):
+        return (*super().step(action)[:4], {"is_success": float(self.steps == 2)})
+
+
+def test_action_repeat_keeps_a_success_at_any_of_its_steps():
+    env = wrappers.ActionRepeat(Arriving(), 3)
+    env.reset()
+    assert [env.step(0)[4] for _ in range(2)] == [{"is_success": 1.0}, {"is_success": 0.0}]
+
+
+@pytest.mark.parametrize(("repeat", "fps"), [(1, 30), (4, 8), (100, 1)])
+def test_action_repeat_shows_fewer_frames_a_second(repeat, fps):
+    assert wrappers.ActionRepeat(Arriving(), repeat).metadata["render_fps"] == fps
+    assert Arriving.metadata["render_fps"] == 30
+    assert "render_fps" not in wrappers.ActionRepeat(Scripted(), repeat).metadata
 
 
 def test_action_repeat_of_one_is_the_env_itself():

@@ -170,6 +170,8 @@ def test_reference_values_and_gaps() -> None:
     [
         ("dmc/walker-walk", "dmc_walker_walk"),
         ("DMC/ball_in_cup/catch", "dmc_ball_in_cup_catch"),
+        ("dmc/cup-catch", "dmc_ball_in_cup_catch"),
+        ("DMC/cup/catch", "dmc_ball_in_cup_catch"),
         ("atari100k/ms_pacman", "atari_ms_pacman"),
         ("ALE/MsPacman-v5", "atari_ms_pacman"),
         ("ALE/Pong-v5", "atari_pong"),

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
+import tempfile
+from pathlib import Path
 from typing import Any
 
+import imageio_ffmpeg
 import numpy as np
 import pytest
 import torch
@@ -14,9 +17,9 @@ from walking import ARM, CAMERA, Walk, make_policy
 
 from rllib_dreamer.dreamer_catalog import obs_spec
 from rllib_dreamer.envs import make_env
-from rllib_dreamer.evaluation.environments import build_env, check_spaces
+from rllib_dreamer.evaluation.environments import build_env, check_spaces, frame_of
 from rllib_dreamer.evaluation.episodes import Episode, Rules, play
-from rllib_dreamer.evaluation.run import evaluate
+from rllib_dreamer.evaluation.run import Clip, evaluate
 from rllib_dreamer.evaluation.world_model import AHEAD, CONTEXT, WorldModelProbe
 from rllib_dreamer.model.codec import Decoder
 from rllib_dreamer.model.distributions import FixedNoise
@@ -157,6 +160,26 @@ class TestWorldModel:
         assert heads.reward_mae == 0.0
         assert heads.cont_accuracy == pytest.approx(7 / 8)  # of 8 steps one is the end
 
+    def test_a_long_episode_is_measured_in_pieces(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        policy = make_policy()
+        episode = self.episode(policy, 150)
+        measured, sizes = imagination.predict_heads, []
+
+        def noting(agent: Any, states: Any) -> Any:
+            sizes.append(states.deter[..., 0].numel())
+            return measured(agent, states)
+
+        monkeypatch.setattr(imagination, "predict_heads", noting)
+        monkeypatch.setattr("rllib_dreamer.evaluation.world_model.CONTEXT", 1000)  # no open loop
+        probe = self.probe(policy)
+        probe.add(episode)
+        assert sum(sizes) == 150 and max(sizes) <= imagination.AT_ONCE
+        reward, cont = measured(policy.agent, probe._states(episode, np.arange(1, 151)[None]))
+        heads = np.concatenate(probe.heads, 1)
+        np.testing.assert_allclose(heads[0], reward[0], atol=1e-5)
+        np.testing.assert_allclose(heads[2], cont[0], atol=1e-5)
+        np.testing.assert_array_equal(heads[1], episode.rewards)
+
     def test_an_episode_too_short_for_a_window_still_counts(self) -> None:
         policy = make_policy()
         probe = self.probe(policy)
@@ -204,6 +227,16 @@ class TestWorldModel:
         np.testing.assert_allclose(cont, 1.0, atol=1e-4)
 
 
+def frames_of(clip: Clip) -> np.ndarray:
+    """The frames (T, h, w, 3) of an encoded clip."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "clip.mp4"
+        path.write_bytes(clip.mp4)
+        frames = imageio_ffmpeg.read_frames(str(path))
+        width, height = next(frames)["size"]
+        return np.stack([np.frombuffer(x, np.uint8).reshape(height, width, 3) for x in frames])
+
+
 def rewards_of(env: Any) -> list[float]:
     env.reset(seed=1)
     return [env.step(np.array([0.5], np.float32))[1] for _ in range(3)]
@@ -241,6 +274,28 @@ class TestEnvironments:
     def test_only_environments_are_called(self) -> None:
         with pytest.raises(ValueError, match=r"'os\.system' is not a class of gymnasium\.Env"):
             build_env("os.system", {"length": 3})
+
+    @pytest.mark.parametrize(
+        ("given", "kept"),
+        [
+            ((480, 480), (240, 240)),
+            ((400, 600), (200, 300)),
+            ((257, 700), (129, 350)),
+            ((256, 700), (256, 700)),
+            ((64, 64), (64, 64)),
+            ((1024, 768), (342, 256)),
+        ],
+    )
+    def test_large_frames_are_thinned(self, given: tuple[int, int], kept: tuple[int, int]) -> None:
+        class Drawn(Walk):
+            render_mode = "rgb_array"
+
+            def render(self) -> Any:
+                return np.zeros((*given, 3), np.uint8)
+
+        blind = spaces.Box(-1.0, 1.0, (3,), np.float32)
+        frame = frame_of(Drawn(), {"vector": np.zeros(3)}, blind)
+        assert frame is not None and frame.shape == (*kept, 3)
 
     def test_of_another_kind(self) -> None:
         with pytest.raises(ValueError, match=r"observation_space is .* policy was trained on"):
@@ -286,8 +341,28 @@ class TestEvaluate:
         env = build_env("CartPole-v1")
         policy = make_policy(env.observation_space, env.action_space)
         found = evaluate(policy, "CartPole-v1", episodes=1, rules=Rules(max_steps=3))
-        assert found.clips["best"].frames.shape[0] == len(found.records[0].rewards) + 1
-        assert found.clips["best"].frames.std() > 0 and "open_loop" not in found.clips
+        frames = frames_of(found.clips["best"])
+        assert frames.shape[0] == len(found.records[0].rewards) + 1
+        assert frames.std() > 0 and "open_loop" not in found.clips
+
+    def test_each_film_is_that_of_its_episode(self) -> None:
+        """Episode k shows the shade 10 k + t at step t."""
+        found = evaluate(make_policy(), Walk, episodes=5, num_envs=2)
+        for name, number in found.chosen._asdict().items():
+            shades = frames_of(found.clips[name]).mean((1, 2, 3))
+            np.testing.assert_allclose(shades, 10 * number + np.arange(9 + number), atol=3)
+
+    def test_episodes_are_kept_as_films(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Raw frames of twenty episodes would be gigabytes on disk."""
+        written: list[int] = []
+        save = np.save
+        monkeypatch.setattr(np, "save", lambda *args: (written.append(1), save(*args)))
+        found = evaluate(make_policy(), Walk, {"length": 60}, episodes=3)
+        assert not written
+        for name in found.chosen._asdict():
+            clip = found.clips[name]
+            assert len(clip.mp4) + len(clip.poster) < 61 * 32 * 32 * 3 / 5
+            assert clip.mp4[4:8] == b"ftyp" and clip.poster.startswith(b"\x89PNG")
 
     @pytest.mark.parametrize(
         ("change", "message"),

@@ -37,8 +37,8 @@ LEAVES |= {"model.cuda_graphs", "model.kernels", "model.kernels_build", "model.k
 # RLlib asks a config for the classes that it configures, so methods of ours name them.
 DEFERRED = {"dreamer_config": {"dreamer", "dreamer_torch_learner"}}
 KERNELS = {"model.fuse", "model.kernels", "model.kernels_build", "model.kernels_rssm"}
-LEAVES |= {"checkpoint", "episode_averages", "hardware", "learner_calls", "learner_scaling"}
-LEAVES |= {"sampling", "spaces", "training_ratio"}
+LEAVES |= {"box_checks", "checkpoint", "episode_averages", "hardware", "learner_calls"}
+LEAVES |= {"learner_scaling", "sampling", "spaces", "training_ratio"}
 # Everything but the model may import it, other leaves too.
 BASE = "atomic"
 LEAVES |= {BASE}
@@ -46,10 +46,10 @@ LEAVES |= {BASE}
 # `replay`), and what else each may import.
 GROUPS = {
     "replay": {"spaces"},
-    "envs": {"spaces"},
+    "envs": {"box_checks", "spaces"},
     "policy": {
-        *("checkpoint", "dreamer", "dreamer_torch_rl_module", "hardware", "registration"),
-        *("spaces", ""),
+        *("box_checks", "checkpoint", "dreamer", "dreamer_torch_rl_module", "hardware"),
+        *("registration", "spaces", ""),
         *("model.agent", "model.behavior", "model.codec", "model.distributions", "model.ops"),
         *("model.rssm", "model.sizes", "model.world_model"),
     },

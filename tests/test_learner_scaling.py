@@ -96,6 +96,12 @@ def test_a_search_is_refused_before_and_taken_after() -> None:
     assert DreamerConfig().scale_to_learners(2).training(lr=search).lr == search
 
 
+@pytest.mark.parametrize("rate", [[0, 1e-4], [[0, 1e-4], [1]], [[0, "1e-4"]]])
+def test_a_malformed_schedule_is_refused_before(rate: Any) -> None:
+    with pytest.raises(ValueError, match=r"lr=.*cannot be scaled: a schedule is a list of pairs"):
+        DreamerConfig().training(lr=rate).scale_to_learners(2)
+
+
 def command(**options: Any) -> Any:
     return experiment_from_names(TrainOptions(env="dmc/walker-walk", learners=2, **options)).config
 

@@ -145,7 +145,7 @@ class TestActing:
             ({"camera": np.zeros((64, 32, 3), np.uint8)}, r"obs\['camera'\]: got shape \(64, 32"),
             ({"camera": np.zeros((32, 32, 3), np.float32)}, "got dtype float32; must be uint8"),
             ({"joints": np.array(["a", "b", "c"])}, r"obs\['joints'\]: got dtype"),
-            ({"joints": np.array([0.0, np.nan, 0.0])}, "got NaN in 1 of 3"),
+            ({"joints": np.array([0.0, np.nan, 0.0])}, "got 1 of 3 numbers that are NaN or inf"),
             ({"mode": 7}, r"got 7 to 7, outside its space Discrete\(4\)"),
             ({"mode": 1.5}, "got dtype float64; must be int64"),
         ],
@@ -318,24 +318,16 @@ print(policy.act(dict(np.load(sys.argv[2])))["arm"].tolist())
         names = {export.DESCRIPTION, export.WEIGHTS, export.CARD, "notes.txt"}
         assert {path.name for path in tmp_path.iterdir()} == names
 
-    def test_an_export_that_fails_leaves_the_earlier_one_or_none(
+    def test_an_export_that_lacks_a_package_leaves_the_earlier_one(
         self, policy: DreamerPolicy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        def fail(*_: Any) -> None:
-            raise RuntimeError("cannot be traced")
-
         policy.export(tmp_path, formats=())
         before = {path: path.read_bytes() for path in tmp_path.iterdir()}
         policy.about = {"agent_steps": 7}
-        with monkeypatch.context() as patched:
-            patched.setattr(policy_step, "find_spec", lambda name: None)
-            with pytest.raises(ImportError):
-                policy.export(tmp_path, formats=("torch", "onnx"))
+        monkeypatch.setattr(policy_step, "find_spec", lambda name: None)
+        with pytest.raises(ImportError):
+            policy.export(tmp_path, formats=("torch", "onnx"))
         assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
-        monkeypatch.setattr(export, "write_steps", fail)
-        with pytest.raises(RuntimeError, match="cannot be traced"):
-            policy.export(tmp_path)
-        assert not export.is_exported(tmp_path)
 
     def test_an_env_that_no_name_leads_to_is_left_out(
         self, policy: DreamerPolicy, tmp_path: Path

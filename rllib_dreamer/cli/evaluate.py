@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,6 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from rllib_dreamer.cli.errors import CommandError, RunFailed
 from rllib_dreamer.cli.experiment import import_file
+from rllib_dreamer.cli.folders import make_dated_folder
 from rllib_dreamer.cli.session import prepare
 from rllib_dreamer.envs import shares_options
 from rllib_dreamer.evaluation.episodes import Rules
@@ -74,11 +74,10 @@ def evaluate_command(
     if file is not None:
         import_file(file)  # for what it registers
     check_device(device)
-    folder = save_dir or Path("evaluations") / f"{datetime.now():%Y-%m-%d_%H-%M-%S}"
     with _errors_in_one_line():
         policy = _load(checkpoint, which, storage_path, device, console)
         source, config = environment(policy, env, changes)
-        _make(folder)
+        folder = _make(save_dir)
         evaluation = _play(policy, source, config, console, episodes, num_envs, rules)
         _show(console, *summary_lines(evaluation))  # first: the disk may be full
         _show(console, *map(str, write_results(evaluation, folder)))
@@ -108,12 +107,15 @@ def _errors_in_one_line() -> Iterator[None]:
         raise RunFailed(" ".join(str(error).split())) from error
 
 
-def _make(folder: Path) -> None:
-    """Makes the folder of the results, before anything is played."""
+def _make(folder: Path | None) -> Path:
+    """Makes the folder of the results, before anything is played; by default a new one."""
     try:
+        if folder is None:
+            return make_dated_folder(Path("evaluations"))
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise CommandError(f"--save-dir: {error}") from error
+    return folder
 
 
 def parse_env_config(text: str | None) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import importlib.util
 import sys
 from pathlib import Path
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from ray import cloudpickle
 from ray.rllib.algorithms import registry as algorithm_registry
@@ -17,9 +17,11 @@ from ray.tune.registry import get_trainable_cls
 from rllib_dreamer.cli.errors import CommandError, did_you_mean
 from rllib_dreamer.cli.options import TrainOptions
 from rllib_dreamer.cli.overrides import apply_overrides, check_stop, parse_stop
+from rllib_dreamer.cli.search import samples
 from rllib_dreamer.cli.stopping import lookup
 from rllib_dreamer.dreamer_config import DreamerConfig
 from rllib_dreamer.envs import action_repeat, shares_options, validate_env_name
+from rllib_dreamer.setting_ranges import RANGES, UNUSED
 
 DEFAULT_ALGORITHM = "DreamerTorch"
 _ADVICE_OF_RLLIB = " To suppress all validation errors"  # at the end of each message
@@ -177,25 +179,24 @@ def _scale(
 
 
 def _validate(config: AlgorithmConfig) -> None:
-    """Runs the config's own checks now, unless values are still to be drawn by a search."""
-    if has_search(config.to_dict()):
-        return
-    try:
-        config.copy(copy_frozen=False).validate()
-    except (ValueError, TypeError, ImportError) as error:
-        text = " ".join(str(error).split()).partition(_ADVICE_OF_RLLIB)[0]
-        raise CommandError(f"the config is refused: {text}") from error
+    """Runs the config's own checks now, on samples of what a search draws."""
+    for sample in samples(config):
+        try:
+            sample.copy(copy_frozen=False).validate()
+            _check_unvalidated(sample)
+        except (ValueError, TypeError, ImportError) as error:
+            text = " ".join(str(error).split()).partition(_ADVICE_OF_RLLIB)[0]
+            raise CommandError(f"the config is refused: {text}") from error
 
 
-def has_search(value: Any) -> bool:
-    """Tells whether a setting holds a grid search or a random domain of Tune."""
-    from ray.tune.search.sample import Domain
-
-    if isinstance(value, Domain):
-        return True
-    if isinstance(value, dict):
-        return "grid_search" in value or any(has_search(item) for item in value.values())
-    return False
+def _check_unvalidated(config: AlgorithmConfig) -> None:
+    """Checks what no algorithm can use, and RLlib's own configs do not look at."""
+    allowed, holds = RANGES["seed"]
+    if not holds(config.seed):
+        raise ValueError(f"`seed`={config.seed!r} must be {allowed}.")
+    only, instead = UNUSED["num_gpus"]
+    if config.enable_rl_module_and_learner and config.num_gpus != only:
+        raise ValueError(f"`num_gpus`={config.num_gpus!r} is not used: {instead}.")
 
 
 def _with_algorithm(config: AlgorithmConfig, run: str) -> AlgorithmConfig:

@@ -108,14 +108,14 @@ class TrainOptions:
         ),
     ] = True
     keep_checkpoints_num: Annotated[
-        int,
+        int | None,
         typer.Option(
             "--keep-checkpoints-num",
             min=0,
             rich_help_panel=_SAVE,
-            help="Best checkpoints to keep, besides the last one; 0 for all.",
+            help="Best checkpoints to keep, besides the last one; 0 for all. [2, or as before]",
         ),
-    ] = 2
+    ] = None
     ray_address: Annotated[
         str | None,
         typer.Option("--ray-address", help="A running Ray cluster.", rich_help_panel=_LINKS),

@@ -24,6 +24,9 @@ FIELD_ALIASES = {
     "num_envs_per_worker": "num_envs_per_env_runner",
 }
 
+#: Fields of which a class may be given by name or path, to RLlib or to its registry.
+_TAKES_A_PATH = ("callbacks", "callbacks_class", "env")
+
 
 def parse_value(text: str) -> Any:
     """Reads one value: JSON, else a Python literal, else the text itself.
@@ -37,7 +40,7 @@ def parse_value(text: str) -> Any:
     for parse in (json.loads, ast.literal_eval):
         try:
             return parse(text)
-        except (ValueError, SyntaxError):
+        except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
             continue
     return text
 
@@ -103,7 +106,7 @@ def apply_overrides(config: AlgorithmConfig, settings: Iterable[str]) -> None:
 
     Raises:
         CommandError: If the equals sign is missing, the field does not exist, a dotted
-            field is no dict, or the type of the value does not fit.
+            field is no dict, the type of the value does not fit, or RLlib refuses it.
     """
     for setting in settings:
         key, equals, text = setting.partition("=")
@@ -134,7 +137,10 @@ def _apply(config: AlgorithmConfig, key: str, value: Any) -> None:
         value = _merged(current, rest, value, key)
     else:
         _check_type(key, current, value)
-    config.update_from_dict({name: value})
+    try:
+        config.update_from_dict({name: value})
+    except (ValueError, TypeError, ImportError) as error:  # the path of a class may be wrong
+        raise CommandError(f"--set {key}: {' '.join(str(error).split())}") from error
 
 
 def _merged(current: Any, path: list[str], value: Any, key: str) -> dict[str, Any]:
@@ -164,6 +170,8 @@ def _check_type(key: str, current: Any, value: Any) -> None:
         wanted = "a number"
     elif isinstance(current, Mapping):
         fits, wanted = False, "a dict as JSON, or a dotted key such as " + key + ".name=value"
+    elif isinstance(current, type) and key not in _TAKES_A_PATH:
+        fits, wanted = False, "a class, which only a file can set"
     else:
         return
     if not fits:

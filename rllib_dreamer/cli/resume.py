@@ -9,6 +9,7 @@ a mark, and before Tune resumes, the state is brought into line with the marked 
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 import re
 import shutil
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ray import cloudpickle
+from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.train._internal.checkpoint_manager import _CheckpointManager
 from ray.train._internal.session import _TrainingResult
 from ray.tune import Callback, Checkpoint, CheckpointConfig
@@ -26,14 +28,12 @@ from ray.tune.utils.serialization import TuneFunctionEncoder, _loads_with_cloudp
 
 from rllib_dreamer.atomic import write_text
 from rllib_dreamer.checkpoint import MARK, SCORE
-from rllib_dreamer.cli.errors import CommandError, RunFailed, did_you_mean
-from rllib_dreamer.cli.experiment import has_search
+from rllib_dreamer.cli.errors import CommandError, RunFailed
+from rllib_dreamer.cli.folders import Mark, state_files, write_mark
+from rllib_dreamer.cli.search import has_search
 
-_STATE_FILES = "experiment_state-*.json"
 #: The last state that was read whole; Tune's own file may be cut short by a kill.
 _BACKUP_FILE = "last_good_state.json"
-#: What the experiment is one of, see `CheckpointMarker`.
-_NAME_FILE = "rllib_dreamer.txt"
 _CHECKPOINT_FOLDER = re.compile(r"checkpoint_(\d+)")
 _KEPT_OF_THE_RUN = ("_session_str", "_start_time", "_total_time", "_iteration")
 
@@ -51,16 +51,16 @@ class Resumed(NamedTuple):
 
 
 class CheckpointMarker(Callback):
-    """Tune callback that marks the experiment with its name, each finished checkpoint with metrics.
+    """Tune callback that marks a new experiment, and each finished checkpoint with metrics.
 
     Args:
-        name: The name of the file or algorithm, by which `--resume` finds the experiment.
+        mark: What the experiment is a run of.
         trial_ids: On a resumed run, the only trials that may start: Tune begins anew,
             without an error, when it cannot read the state.
     """
 
-    def __init__(self, name: str, trial_ids: list[str] | None = None) -> None:
-        self.name, self.trial_ids = name, trial_ids
+    def __init__(self, mark: Mark, trial_ids: list[str] | None = None) -> None:
+        self.mark, self.trial_ids = mark, trial_ids
 
     def on_trial_start(
         self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
@@ -70,7 +70,7 @@ class CheckpointMarker(Callback):
             raise RunFailed("Tune could not read the experiment's state (-v shows why)")
         folder = Path(trial.storage.experiment_fs_path)
         if folder.is_dir():
-            write_text(folder / _NAME_FILE, f"{self.name}\n")
+            write_mark(folder, self.mark)
 
     def on_checkpoint(
         self,
@@ -89,45 +89,13 @@ class CheckpointMarker(Callback):
             _back_up_state(folder)
 
 
-def find_experiment(path: str, storage: Path, name: str | None, default_name: str) -> Path:
-    """Finds the folder of the experiment to resume.
-
-    Args:
-        path: The value of `--resume`: an experiment, or a trial or checkpoint inside one;
-            empty for the newest of this file or algorithm.
-        storage: The folder of all experiments.
-        name: The value of `--name`.
-        default_name: The name of this file or algorithm.
-
-    Returns:
-        The experiment's folder.
-
-    Raises:
-        CommandError: If there is none.
-    """
-    if path:
-        start = Path(path).expanduser().resolve()
-        for folder in (start, *start.parents[:2]):
-            if _is_experiment(folder):
-                return folder
-        problem = "holds no experiment" if start.is_dir() else "is no folder"
-        near = did_you_mean(start.name, _names(storage))
-        raise CommandError(f"--resume: {start} {problem}{near}")
-    if name is not None:
-        if _is_experiment(storage / name):
-            return storage / name
-        near = did_you_mean(name, _names(storage))
-        raise CommandError(f"--resume: no experiment {name!r} in {storage}{near}")
-    mine = [folder for other in _names(storage) if _is_of(folder := storage / other, default_name)]
-    if not mine:
-        raise CommandError(
-            f"--resume: no experiment of {default_name} in {storage}; say which: --resume PATH"
-        )
-    return max(mine, key=lambda folder: max(file.stat().st_mtime for file in _states(folder)))
-
-
 def mend_experiment(
-    folder: Path, config: Mapping[str, Any], keep: CheckpointConfig, max_failures: int
+    folder: Path,
+    config: AlgorithmConfig,
+    saving: CheckpointConfig,
+    max_failures: int,
+    *,
+    keeps_limit: bool,
 ) -> Resumed:
     """Brings the state of an experiment into line with its checkpoints and the new settings.
 
@@ -135,33 +103,61 @@ def mend_experiment(
         folder: The experiment.
         config: The config to go on with. Each trial keeps its seed, and what it drew where the
             value is a search.
-        keep: How often to save, and how many checkpoints to keep, from now on.
+        saving: How often to save, and how many checkpoints to keep, from now on. Those that are
+            there stay until the next one is saved.
         max_failures: Restarts that each trial has from now on.
+        keeps_limit: Each trial keeps as many checkpoints as before, whatever `saving` says.
 
     Returns:
         The trials.
 
     Raises:
-        CommandError: If no state can be read.
+        CommandError: If no state can be read, or it is of another algorithm or environment;
+            nothing is changed then.
     """
     file, state = _read_state(folder)
-    trials = []
-    mended = []
-    for trial_json, metadata_json in state["trial_data"]:
-        trial = Trial.from_json_state(trial_json)
-        trial.restore_run_metadata(metadata_json)
+    trials = [_trial(*trial_data) for trial_data in state["trial_data"]]
+    settings = config.to_dict()
+    for trial in trials:
+        _check_same(trial, config, folder)
+    for trial in trials:
         _move_to(trial, folder)
-        _mend_checkpoints(trial, keep)
+        limit = trial.run_metadata.checkpoint_manager.checkpoint_config.num_to_keep
+        own = dataclasses.replace(saving, num_to_keep=limit) if keeps_limit else saving
+        _mend_checkpoints(trial, own)
         trial.max_failures = max_failures
         trial.run_metadata.num_failures = 0
         trial.stopping_criterion = {}
-        trials.append(trial)
-        mended.append(_with_config(trial, config))
-    state["trial_data"] = mended
+    state["trial_data"] = [_with_config(trial, settings) for trial in trials]
     # The rest is of the old run: its stop condition, its settings, decisions half carried out.
     state["runner_data"] = {key: state["runner_data"][key] for key in _KEPT_OF_THE_RUN}
     write_text(file, json.dumps(state, cls=TuneFunctionEncoder))
     return Resumed([trial.trial_id for trial in trials], [_iteration(trial) for trial in trials])
+
+
+def _trial(trial_json: str, metadata_json: str) -> Trial:
+    trial = Trial.from_json_state(trial_json)
+    trial.restore_run_metadata(metadata_json)
+    return trial
+
+
+def _check_same(trial: Trial, config: AlgorithmConfig, folder: Path) -> None:
+    """Refuses a trial whose checkpoints mean nothing to the config."""
+    env = config.env
+    pairs = [("--run", trial.trainable_name, getattr(config.algo_class, "__name__", None))]
+    if not has_search(env):
+        pairs.append(("--env", _env_name(trial.config.get("env")), _env_name(env)))
+    for option, before, now in pairs:
+        if before and now and before != now:
+            raise CommandError(
+                f"--resume: {folder} was trained with {option} {before}, which cannot go on with "
+                f"{now}; resume it with the former, or start a new experiment"
+            )
+
+
+def _env_name(env: Any) -> str | None:
+    """The name of an environment; a class comes back from a file of its own as another object."""
+    return env if env is None or isinstance(env, str) else getattr(env, "__qualname__", str(env))
 
 
 def _move_to(trial: Trial, folder: Path) -> None:
@@ -172,18 +168,29 @@ def _move_to(trial: Trial, folder: Path) -> None:
     trial.set_storage(storage)
 
 
-def _mend_checkpoints(trial: Trial, keep: CheckpointConfig) -> None:
+def _mend_checkpoints(trial: Trial, saving: CheckpointConfig) -> None:
     """Registers the complete checkpoints on disk with the trial, and removes cut-off ones."""
     registered = trial.run_metadata.checkpoint_manager
-    manager = _CheckpointManager(keep)
+    # Registering removes what is over the limit, so there is none until all are registered.
+    manager = _CheckpointManager(dataclasses.replace(saving, num_to_keep=None))
     trial.run_metadata.checkpoint_manager = manager
-    if trial.storage.trial_dir_name is None:
-        return
-    known = {Path(item.checkpoint.path).name: item for item in registered.best_checkpoint_results}
-    latest = registered.latest_checkpoint_result
-    if latest is not None:
-        known[Path(latest.checkpoint.path).name] = latest
-    found = _checkpoint_folders(Path(trial.storage.trial_fs_path))
+    if trial.storage.trial_dir_name is not None:
+        known = {
+            Path(item.checkpoint.path).name: item for item in registered.best_checkpoint_results
+        }
+        latest = registered.latest_checkpoint_result
+        if latest is not None:
+            known[Path(latest.checkpoint.path).name] = latest
+        found = _checkpoint_folders(Path(trial.storage.trial_fs_path))
+        _register(manager, found, known)
+        trial.storage.current_checkpoint_index = max(found, default=-1)
+    manager._checkpoint_config = saving
+
+
+def _register(
+    manager: _CheckpointManager, found: dict[int, Path], known: dict[str, _TrainingResult]
+) -> None:
+    """Registers the checkpoints that have a mark or that Tune knew, and removes cut-off ones."""
     marked = {index: mark for index, path in found.items() if (mark := _mark(path)) is not None}
     for index, path in found.items():
         if index in marked:
@@ -193,7 +200,6 @@ def _mend_checkpoints(trial: Trial, keep: CheckpointConfig) -> None:
             manager.register_checkpoint(known[path.name])
         elif marked and index > max(marked):
             shutil.rmtree(path)
-    trial.storage.current_checkpoint_index = max(found, default=-1)
 
 
 def _with_config(trial: Trial, config: Mapping[str, Any]) -> tuple[str, str]:
@@ -235,36 +241,14 @@ def _mark(checkpoint: Path) -> dict[str, Any] | None:
     return mark if isinstance(mark, dict) else None
 
 
-def _is_experiment(folder: Path) -> bool:
-    return folder.is_dir() and bool(_states(folder))
-
-
-def _is_of(experiment: Path, name: str) -> bool:
-    """Whether an experiment was started with this file or algorithm."""
-    mark = experiment / _NAME_FILE
-    return mark.is_file() and mark.read_text().strip() == name
-
-
-def _names(storage: Path) -> list[str]:
-    """The names of all experiments in a folder."""
-    if not storage.is_dir():
-        return []
-    return [folder.name for folder in storage.iterdir() if _is_experiment(folder)]
-
-
-def _states(folder: Path) -> list[Path]:
-    """The state files of an experiment, one a session, newest first."""
-    return sorted(folder.glob(_STATE_FILES), reverse=True)
-
-
 def _read_state(folder: Path) -> tuple[Path, dict[str, Any]]:
     """Reads the newest state that is whole.
 
     Returns:
         The newest state file, which is the one that Tune will read, and the state.
     """
-    newest = _states(folder)[0]
-    for file in (newest, folder / _BACKUP_FILE, *_states(folder)[1:]):
+    newest = state_files(folder)[0]
+    for file in (newest, folder / _BACKUP_FILE, *state_files(folder)[1:]):
         state = _whole_state(file)
         if state is not None:
             return newest, state
@@ -282,6 +266,6 @@ def _whole_state(file: Path) -> dict[str, Any] | None:
 
 def _back_up_state(folder: Path) -> None:
     """Copies the newest state file if it is whole."""
-    for file in _states(folder)[:1]:
+    for file in state_files(folder)[:1]:
         if _whole_state(file) is not None:
             write_text(folder / _BACKUP_FILE, file.read_text())

@@ -11,6 +11,8 @@ from types import FrameType
 from typing import Any
 
 from ray.tune import Stopper
+from ray.tune.experiment import Trial
+from ray.tune.schedulers import FIFOScheduler
 from ray.tune.utils import flatten_dict
 
 #: Short names accepted in `stop`, each with the result keys to look for, best first.
@@ -86,6 +88,29 @@ class StopCondition(Stopper):
     def stop_all(self) -> bool:
         """Never: it would end trials between two results, without their last checkpoint."""
         return False
+
+
+class StoppableScheduler(FIFOScheduler):
+    """Tune's scheduler of trials in order, which starts none any more once asked to stop.
+
+    Args:
+        condition: Gets the request.
+    """
+
+    def __init__(self, condition: StopCondition) -> None:
+        super().__init__()
+        self.condition = condition
+
+    def choose_trial_to_run(self, tune_controller: Any) -> Trial | None:
+        """Picks the next trial; Tune asks before it starts any."""
+        if not self.condition.requested:
+            return super().choose_trial_to_run(tune_controller)
+        tune_controller.search_alg.set_finished()
+        for trial in tune_controller.get_trials():
+            if trial.status == Trial.PENDING:
+                # Not `stop_trial`, which tells the loggers of the end of what never began.
+                tune_controller._schedule_trial_stop(trial)
+        return None
 
 
 @contextmanager

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import os
 import sys
-from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -23,19 +22,28 @@ from rllib_dreamer.cli.experiment import (
     Experiment,
     experiment_from_file,
     experiment_from_names,
-    has_search,
+)
+from rllib_dreamer.cli.folders import (
+    Mark,
+    find_experiments,
+    holding,
+    make_dated_folder,
+    make_folder,
 )
 from rllib_dreamer.cli.options import TrainOptions, takes_train_options
 from rllib_dreamer.cli.progress import ProgressDisplay
 from rllib_dreamer.cli.reporter import RunReporter
-from rllib_dreamer.cli.resume import CheckpointMarker, find_experiment, mend_experiment
+from rllib_dreamer.cli.resume import CheckpointMarker, mend_experiment
+from rllib_dreamer.cli.search import samples
 from rllib_dreamer.cli.session import check_resources, prepare, ray_session
-from rllib_dreamer.cli.stopping import StopCondition, stop_on_signal
+from rllib_dreamer.cli.stopping import StopCondition, StoppableScheduler, stop_on_signal
 from rllib_dreamer.cli.summary import closing_lines, evaluation_hint
 
 DEFAULT_STORAGE = "~/ray_results"
 #: Seconds between two checkpoints where `--checkpoint-freq` does not say.
 CHECKPOINT_PERIOD = 600.0
+#: Best checkpoints that a new experiment keeps where `--keep-checkpoints-num` does not say.
+KEPT_CHECKPOINTS = 2
 
 train_app = typer.Typer(invoke_without_command=True, help="Train an algorithm.")
 
@@ -81,11 +89,18 @@ def run_experiment(experiment: Experiment, options: TrainOptions) -> None:
         RunFailed: If a trial failed for good.
         typer.Exit: With 130 if Ctrl-C ended the run.
     """
-    console = Console()
     if options.resume is not None and options.num_samples != 1:
         raise CommandError("--num-samples is for new runs; with --resume leave it away")
     loggers = wandb_loggers(options)
-    folder = _folder(experiment, options)
+    with holding(_folders(experiment, options)) as folder:
+        _run_in(folder, experiment, options, loggers)
+
+
+def _run_in(
+    folder: Path, experiment: Experiment, options: TrainOptions, loggers: list[Callback]
+) -> None:
+    """Runs an experiment in a folder that is its own."""
+    console = Console()
     config = experiment.config
     reporters = config.callbacks_class
     reporters = list(reporters) if isinstance(reporters, (list, tuple)) else [reporters]
@@ -94,8 +109,8 @@ def run_experiment(experiment: Experiment, options: TrainOptions) -> None:
     display = ProgressDisplay(console, experiment.limits)
 
     with ray_session(options.ray_address, options.verbose) as local:
-        if local and not has_search(config.to_dict()):
-            check_resources(config)
+        for sample in samples(config) if local else []:
+            check_resources(sample)
         _announce(console, experiment, folder)
         with stop_on_signal(condition, lambda: _say_stopping(console)):
             try:
@@ -111,9 +126,9 @@ def run_experiment(experiment: Experiment, options: TrainOptions) -> None:
 
 def checkpoint_config(options: TrainOptions, config: AlgorithmConfig) -> CheckpointConfig:
     """Says which checkpoints Tune keeps: the best by mean return, besides the last one."""
-    frequency = options.checkpoint_freq
+    frequency, kept = options.checkpoint_freq, options.keep_checkpoints_num
     return CheckpointConfig(
-        num_to_keep=options.keep_checkpoints_num or None,
+        num_to_keep=(KEPT_CHECKPOINTS if kept is None else kept) or None,
         checkpoint_score_attribute=SCORE,
         checkpoint_score_order="max",
         checkpoint_frequency=default_checkpoint_freq(config) if frequency is None else frequency,
@@ -157,15 +172,19 @@ def wandb_loggers(options: TrainOptions) -> list[Callback]:
     return [VideoWandbLogger(project=options.wandb_project, **extra)]
 
 
-def _folder(experiment: Experiment, options: TrainOptions) -> Path:
-    """The experiment's folder: the one to resume, or one that is not there yet."""
+def _folders(experiment: Experiment, options: TrainOptions) -> list[Path]:
+    """The experiment's folder, made here if it is new; those that may be meant to be resumed."""
     storage = _storage(options.storage_path or DEFAULT_STORAGE)
     if options.resume is not None:
-        return find_experiment(options.resume, storage, options.name, experiment.name)
-    name = options.name or f"{experiment.name}_{datetime.now():%Y-%m-%d_%H-%M-%S}"
-    if (storage / name).exists():
-        raise CommandError(f"{storage / name} exists; add --resume, or choose another --name")
-    return storage / name
+        return find_experiments(options.resume, storage, options.name, _mark(experiment))
+    if options.name:
+        return [make_folder(storage, options.name)]
+    return [make_dated_folder(storage, f"{experiment.name}_")]
+
+
+def _mark(experiment: Experiment) -> Mark:
+    file = experiment.file
+    return Mark(experiment.name, None if file is None else file.resolve())
 
 
 def _storage(given: str) -> Path:
@@ -206,16 +225,16 @@ def _run(
     """Hands the experiment to Tune."""
     if options.resume is not None:
         return _resume(experiment, options, folder, condition, callbacks)
-    samples = spread_seeds(experiment.config, options.num_samples)
+    rounds = spread_seeds(experiment.config, options.num_samples)
     tuner = tune.Tuner(
         experiment.config.algo_class,
         param_space=experiment.config,
-        tune_config=TuneConfig(num_samples=samples),
+        tune_config=TuneConfig(num_samples=rounds, scheduler=StoppableScheduler(condition)),
         run_config=RunConfig(
             name=folder.name,
             storage_path=str(folder.parent),
             stop=condition,
-            callbacks=[*callbacks, CheckpointMarker(experiment.name)],
+            callbacks=[*callbacks, CheckpointMarker(_mark(experiment))],
             checkpoint_config=checkpoint_config(options, experiment.config),
             failure_config=FailureConfig(max_failures=options.max_failures),
             verbose=0,
@@ -235,8 +254,14 @@ def _resume(
     algorithm = experiment.config.algo_class
     assert algorithm is not None
     register_trainable(algorithm.__name__, algorithm)
-    keep = checkpoint_config(options, experiment.config)
-    resumed = mend_experiment(folder, experiment.config.to_dict(), keep, options.max_failures)
+    saving = checkpoint_config(options, experiment.config)
+    resumed = mend_experiment(
+        folder,
+        experiment.config,
+        saving,
+        options.max_failures,
+        keeps_limit=options.keep_checkpoints_num is None,
+    )
     steps = ", ".join(f"iteration {number}" for number in resumed.iterations)
     print(f"resuming after {steps}", flush=True)
     kind = ResumeConfig.ResumeType.RESUME
@@ -245,8 +270,9 @@ def _resume(
         name=folder.name,
         storage_path=str(folder.parent),
         stop=condition,
-        callbacks=[*callbacks, CheckpointMarker(experiment.name, resumed.trial_ids)],
-        checkpoint_config=keep,
+        scheduler=StoppableScheduler(condition),
+        callbacks=[*callbacks, CheckpointMarker(_mark(experiment), resumed.trial_ids)],
+        checkpoint_config=saving,
         max_failures=options.max_failures,
         resume_config=ResumeConfig(finished=kind, unfinished=kind, errored=kind),
         raise_on_failed_trial=False,

@@ -22,9 +22,11 @@ from rllib_dreamer.envs.float_pictures import with_byte_pictures
 
 __all__ = [
     "EnvCreator",
+    "EnvSource",
     "action_repeat",
     "checked_creator",
     "env_names",
+    "is_gymnasium_id",
     "make_env",
     "register_env",
     "register_envs",
@@ -57,6 +59,12 @@ def family_of(env: EnvSource) -> str | None:
     return prefix if prefix in _FAMILIES else None
 
 
+def is_gymnasium_id(env: EnvSource) -> bool:
+    """Whether `gym.make` builds it, not a family of this package (ale-py registers ids too)."""
+    known = isinstance(env, str) and (env in gym.registry or ":" in env)
+    return known and family_of(env) is None
+
+
 def env_names() -> list[str]:
     """Returns every name that `register_envs()` registers, without importing a simulator."""
     return [*dmc.names(), *robosuite.names(), *atari.names()]
@@ -76,7 +84,7 @@ def validate_env_name(env: str) -> None:
     if family is not None:
         _FAMILIES[family].parse_name(env)
         return
-    if env in gym.registry or ":" in env or _registered(env):
+    if is_gymnasium_id(env) or _registered(env):
         return
     found = _class_at(env)
     if isinstance(found, type) and issubclass(found, gym.Env):
@@ -107,10 +115,9 @@ def validate_env(env: Any, env_config: Mapping[str, Any]) -> None:
     family = family_of(source)
     if family is not None:
         wrappers.parse_options(_OPTIONS[family], env_config, str(env))
-    elif isinstance(source, str):
-        if source in gym.registry or ":" in source:
-            gymnasium_ids.split_config(env_config)
-    elif _is_multi_agent(source):
+    elif is_gymnasium_id(source):
+        gymnasium_ids.split_config(env_config)
+    elif not isinstance(source, str) and _is_multi_agent(source):
         raise _several_agents(_name_of(env))
 
 
@@ -180,7 +187,7 @@ def make_env(
     name = name or _name_of(env)
     built = _build(env, config)
     _refuse_other_envs(built, name)
-    first_seed = _first_seed(config) if family_of(env) else None
+    first_seed = wrappers.first_seed(config) if family_of(env) else None
     return with_byte_pictures(wrappers.CheckedEnv(built, name, bounds, timeout_s, first_seed))
 
 
@@ -188,20 +195,13 @@ def _build(env: EnvSource, env_config: Mapping[str, Any]) -> Any:
     family = family_of(env)
     if family is not None:
         return _FAMILIES[family].make(env, env_config)
-    if isinstance(env, str) and env not in gym.registry:
+    if isinstance(env, str) and not is_gymnasium_id(env):
         env = _class_at(env) or env
     return gymnasium_ids.make(env, env_config) if isinstance(env, str) else env(env_config)
 
 
 def _name_of(env: EnvSource) -> str:
     return env if isinstance(env, str) else str(getattr(env, "__name__", type(env).__name__))
-
-
-def _first_seed(env_config: Mapping[str, Any]) -> int | None:
-    """Seed of the first episode: that of the config, shifted so that runners differ."""
-    worker = getattr(env_config, "worker_index", 0) or 0
-    seed = env_config.get("seed")
-    return None if seed is None else seed + 1000 * worker
 
 
 def _is_multi_agent(env: Any) -> bool:

@@ -130,7 +130,7 @@ class AtariEnv(gym.Env):
         self.options = options or Atari100kOptions()
         repeat = self.options.action_repeat
         self.render_mode = "rgb_array"
-        self.metadata = {"render_modes": ["rgb_array"], "render_fps": 60 // repeat}
+        self.metadata = {"render_modes": ["rgb_array"], "render_fps": wrappers.film_fps(60, repeat)}
         self.size = wrappers.parse_size(self.options.size)
         ale_py = wrappers.import_extra("ale_py", "atari")
         self._rom = wrappers.import_extra("ale_py.roms", "atari").get_rom_path(game)

@@ -18,6 +18,7 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 from rllib_dreamer.envs import rendering, wrappers
+from rllib_dreamer.envs.action_limits import ActionLimits
 
 TASKS: dict[str, tuple[str, ...]] = {
     "acrobot": ("swingup", "swingup_sparse"),
@@ -54,9 +55,6 @@ DOMAIN_ALIASES = {"cup": "ball_in_cup"}
 CAMERAS = {"quadruped": 2}
 """Domains whose default camera is not 0 (source: the official code's dmc.py)."""
 
-UNBOUNDED = 1e9
-"""Action limits beyond this (lqr: 1e10) mean "no limit"; such actions are passed on unscaled."""
-
 RENDER_MODES = ("fast", "exact", "faster")
 SHADOW_SIZE = 1024
 """Side of the shadow map in "fast", half of MuJoCo's: 1.5x faster, less than 0.06 of 255 away."""
@@ -86,6 +84,10 @@ class DmcOptions:
         wrappers.require_choice("render", self.render, RENDER_MODES)
         wrappers.require_count("action_repeat", self.action_repeat)
         wrappers.parse_size(self.size)
+        if self.camera is not None:
+            named = isinstance(self.camera, str | int | np.integer)
+            is_flag = isinstance(self.camera, bool)
+            wrappers.require(named and not is_flag, "camera", self.camera, "a number or name")
         if self.time_limit is not None:
             wrappers.require_count("time_limit", self.time_limit)
 
@@ -160,6 +162,8 @@ class DmcEnv(gym.Env):
         if self.options.time_limit is not None:
             task_kwargs["time_limit"] = float("inf")  # counted here, in env steps
         self._env = suite.load(domain, task, task_kwargs=task_kwargs)
+        if self.options.camera is not None:
+            self._check_camera()
         self._picture_camera: Any = None
         self._has_context = False
         self._time_step: Any = None
@@ -169,17 +173,30 @@ class DmcEnv(gym.Env):
         self._set_spaces()
         self.metadata = {
             "render_modes": ["rgb_array"],
-            "render_fps": round(1 / self._env.control_timestep() / self.options.action_repeat),
+            "render_fps": wrappers.film_fps(
+                1 / self._env.control_timestep(), self.options.action_repeat
+            ),
         }
+
+    def _check_camera(self) -> None:
+        """Refuses a camera that the model has not: MuJoCo itself says so at the first picture."""
+        model = self._env.physics.model
+        count = int(model.ncam)
+        names = [model.id2name(i, "camera") for i in range(count)]
+        known = self.camera in names if isinstance(self.camera, str) else self.camera < count
+        listed = ", ".join(repr(name) for name in names if name)
+        wrappers.require(
+            known and (isinstance(self.camera, str) or self.camera >= -1),
+            "camera",
+            self.camera,
+            f"among {listed}, 0 to {count - 1} or -1 (free)",
+        )
 
     def _set_spaces(self) -> None:
         spec = self._env.action_spec()
         shape = spec.shape
-        low = np.broadcast_to(spec.minimum, shape).astype(np.float64)
-        high = np.broadcast_to(spec.maximum, shape).astype(np.float64)
-        bounded = (np.abs(low) < UNBOUNDED) & (np.abs(high) < UNBOUNDED)
-        self._action_center = np.where(bounded, (low + high) / 2, 0.0)
-        self._action_scale = np.where(bounded, (high - low) / 2, 1.0)
+        low, high = (np.broadcast_to(limit, shape) for limit in (spec.minimum, spec.maximum))
+        self._limits = ActionLimits.between(low, high)
         self.action_space = spaces.Box(-1.0, 1.0, shape, np.float32)
         count = sum(int(np.prod(s.shape)) for s in self._env.observation_spec().values())
         parts: dict[str, gym.Space] = {
@@ -224,8 +241,7 @@ class DmcEnv(gym.Env):
 
     def step(self, action: NDArray[np.floating[Any]]) -> wrappers.StepResult:
         """Applies `action` for `action_repeat` env steps, or to the end of the episode."""
-        clipped = np.clip(np.asarray(action, np.float64), -1.0, 1.0)
-        control = self._action_center + self._action_scale * clipped
+        control = self._limits.control(action)
         total = 0.0
         over_time = False
         for _ in range(self.options.action_repeat):

@@ -95,7 +95,7 @@ def make(env_id: str, env_config: Mapping[str, Any] | None = None) -> gym.Env:
     if options.observation != "state":
         kwargs.setdefault("render_mode", "rgb_array")
         quiet_pygame()
-    rendering.setup_rendering(required=False)
+    rendering.setup_rendering(required=options.observation != "state" and _is_mujoco(env_id))
     kwargs.setdefault("disable_env_checker", True)  # `CheckedEnv` says more
     try:
         env = gym.make(env_id, **kwargs)
@@ -111,6 +111,12 @@ def make(env_id: str, env_config: Mapping[str, Any] | None = None) -> gym.Env:
             f"{error}. Remove it."
         ) from error
     return wrap(env, options)
+
+
+def _is_mujoco(env_id: str) -> bool:
+    """Whether an env is drawn by MuJoCo, as far as its class tells; others need no OpenGL of it."""
+    spec = gym.registry.get(env_id)
+    return spec is not None and "mujoco" in str(spec.entry_point).lower()
 
 
 def wrap(env: gym.Env, options: GymnasiumOptions) -> gym.Env:

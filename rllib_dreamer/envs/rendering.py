@@ -21,6 +21,9 @@ from collections.abc import Iterator
 from typing import Any
 
 MUJOCO_GL = "MUJOCO_GL"
+OURS = "RLLIB_DREAMER_GL_DISABLED"
+"""Variable that says, to child processes too, that no user but this package set MUJOCO_GL=disable:
+for want of a library, where nothing had to be drawn."""
 
 LIBRARIES = {"egl": ("EGL", "libEGL.so.1"), "osmesa": ("OSMesa", "libOSMesa.so.8")}
 """Backends tried on Linux, in this order, as (name for the linker, usual file name)."""
@@ -73,11 +76,12 @@ def library_found(backend: str) -> bool:
 
 
 def requested_backend() -> str | None:
-    """Returns the `MUJOCO_GL` of this process, or None where it is unset or empty.
+    """Returns the `MUJOCO_GL` of this process, or None where nobody chose: unset, empty or `OURS`.
 
     Env creators carry it to Ray actors, so that a choice made in the driver holds on every node.
     """
-    return os.environ.get(MUJOCO_GL) or None
+    value = os.environ.get(MUJOCO_GL) or None
+    return None if value == "disable" and os.environ.get(OURS) else value
 
 
 def setup_rendering(backend: str | None = None, *, required: bool = True) -> str:
@@ -90,7 +94,7 @@ def setup_rendering(backend: str | None = None, *, required: bool = True) -> str
         backend: What to use if `MUJOCO_GL` is not set here (the driver's choice, in a Ray actor).
             By default EGL where its library is found, else OSMesa.
         required: If False (nothing will be drawn), a machine without any OpenGL library gets
-            `MUJOCO_GL=disable` and no error.
+            `MUJOCO_GL=disable` and no error. A later call that has to draw decides again.
 
     Returns:
         The value of `MUJOCO_GL`; "" on systems other than Linux that leave the choice to MuJoCo.
@@ -110,7 +114,7 @@ def setup_rendering(backend: str | None = None, *, required: bool = True) -> str
             "'disable', or leave it unset to have one chosen."
         )
     if chosen is None and not required:
-        chosen = "disable"
+        chosen = os.environ[OURS] = "disable"
     if chosen is None:
         raise RuntimeError(f"No OpenGL library (EGL or OSMesa) found: {INSTALL_HINT}.")
     name = ALIASES[chosen.lower()]
@@ -119,7 +123,8 @@ def setup_rendering(backend: str | None = None, *, required: bool = True) -> str
     if required and name == "disable":
         raise RuntimeError(
             f"MUJOCO_GL={chosen} turns rendering off, but this env has to draw: unset MUJOCO_GL, "
-            "or take observations without pixels (env_config={'observation': 'proprio'})."
+            "or take observations without pixels (env_config={'observation': 'proprio'}; for a "
+            "Gymnasium id 'state')."
         )
     os.environ[MUJOCO_GL] = chosen
     if name in LIBRARIES:

@@ -8,10 +8,8 @@ draws once.
 
 from __future__ import annotations
 
-import atexit
 import logging
 import os
-import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -22,6 +20,9 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 from rllib_dreamer.envs import rendering, wrappers
+from rllib_dreamer.envs.action_limits import ActionLimits
+from rllib_dreamer.envs.robosuite_scene import RENDER_MODES, SceneRenderer
+from rllib_dreamer.envs.success import last_info
 
 TASKS = (
     "Door",
@@ -45,10 +46,6 @@ TASKS = (
     "Wipe",
 )
 """Every task of robosuite 1.5; written out so that naming them imports nothing."""
-
-RENDER_MODES = ("fast", "exact", "faster")
-HIDDEN_GROUP = 5
-"""A MuJoCo geom group that is never drawn."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +77,12 @@ class RobosuiteOptions:
         for name in ("action_repeat", "horizon", "control_freq"):
             wrappers.require_count(name, getattr(self, name))
         wrappers.parse_size(self.size)
+        wrappers.require(
+            self.object_state is None or isinstance(self.object_state, bool),
+            "object_state",
+            self.object_state,
+            "True, False or None",
+        )
         cameras = self.camera_names
         wrappers.require(
             len(set(cameras)) == len(cameras) > 0, "cameras", cameras, "distinct names"
@@ -121,8 +124,24 @@ def make(env_id: str, env_config: Mapping[str, Any] | None = None) -> gym.Env:
         ImportError: robosuite is not installed.
         RuntimeError: Pixels are asked for and nothing can draw them.
     """
-    task = parse_name(env_id)
-    return RobosuiteEnv(task, wrappers.parse_options(RobosuiteOptions, env_config, env_id))
+    return make_task(parse_name(env_id), env_config)
+
+
+def make_task(task: str, env_config: Mapping[str, Any] | None = None) -> RobosuiteEnv:
+    """Builds the env of any task that robosuite knows, one of your own too.
+
+    Args:
+        task: Its name in robosuite.
+        env_config: As of the names `robosuite/`. The worker index of a RLlib `EnvContext` shifts
+            the seed of the first episode, so that runners differ.
+
+    Raises:
+        ValueError: A key or value of `env_config` is unknown.
+        ImportError: robosuite is not installed.
+        RuntimeError: Pixels are asked for and nothing can draw them.
+    """
+    options = wrappers.parse_options(RobosuiteOptions, env_config, f"robosuite/{task}")
+    return RobosuiteEnv(task, options, wrappers.first_seed(env_config or {}))
 
 
 def load_robosuite(needs_pixels: bool = True) -> Any:
@@ -141,6 +160,20 @@ def load_robosuite(needs_pixels: bool = True) -> Any:
     return module
 
 
+class OrderedGenerator(np.random.Generator):
+    """A generator whose choice among names does not depend on their order.
+
+    robosuite draws the object of some tasks from `list({names})`, which Python orders otherwise in
+    each process, so that equal seeds would give other episodes.
+    """
+
+    def choice(self, a: Any, *args: Any, **kwargs: Any) -> Any:
+        """As of the base class, for a list of names alone that of the sorted ones."""
+        if isinstance(a, list) and not args and not kwargs and all(isinstance(x, str) for x in a):
+            a = sorted(a)
+        return super().choice(a, *args, **kwargs)
+
+
 class RobosuiteEnv(gym.Env):
     """A robosuite task as a Gymnasium env.
 
@@ -150,25 +183,32 @@ class RobosuiteEnv(gym.Env):
     Actions: float32 in [-1, 1], clipped and mapped affinely to the limits of the controller.
 
     Args:
-        task: One of `TASKS`.
-        options: The rest.
+        task: One of `TASKS`, or a task of your own.
+        options: The rest. Their seed is that of what is drawn at construction.
+        first_seed: Of the first episode, if its reset is given none; by default that too.
     """
 
-    def __init__(self, task: str, options: RobosuiteOptions | None = None) -> None:
+    def __init__(
+        self,
+        task: str,
+        options: RobosuiteOptions | None = None,
+        first_seed: int | None = None,
+    ) -> None:
         """See the class."""
         self.options = options or RobosuiteOptions()
         self.render_mode = "rgb_array"
         self.size = wrappers.parse_size(self.options.size)
         self.metadata = {
             "render_modes": ["rgb_array"],
-            "render_fps": max(1, self.options.control_freq // self.options.action_repeat),
+            "render_fps": wrappers.film_fps(self.options.control_freq, self.options.action_repeat),
         }
         self._env = _make(task, self.options)
+        self._env.rng = OrderedGenerator(self._env.rng.bit_generator)
         self._vector_keys = self._select_vector_keys()
         self._renderer: SceneRenderer | None = None
         self._state: Mapping[str, Any] = {}
         self._started = False
-        self._pending_seed = self.options.seed
+        self._pending_seed = self.options.seed if first_seed is None else first_seed
         self._check_cameras()
         self._set_spaces()
 
@@ -182,9 +222,8 @@ class RobosuiteEnv(gym.Env):
         return [*keys, "object-state"] if self.options.with_objects else keys
 
     def _set_spaces(self) -> None:
-        low, high = (np.asarray(limit, np.float64) for limit in self._env.action_spec)
-        self._action_center, self._action_scale = (low + high) / 2, (high - low) / 2
-        self.action_space = spaces.Box(-1.0, 1.0, low.shape, np.float32)
+        self._limits = ActionLimits.between(*self._env.action_spec)
+        self.action_space = spaces.Box(-1.0, 1.0, self._limits.scale.shape, np.float32)
         specification = self._env.observation_spec()
         count = sum(np.size(specification[key]) for key in self._vector_keys)
         vector = spaces.Box(-np.inf, np.inf, (count,), np.float32)
@@ -206,7 +245,7 @@ class RobosuiteEnv(gym.Env):
         seed = self._pending_seed if seed is None else seed
         self._pending_seed = None
         if seed is not None or not self._started:
-            # In place: the samplers of object positions hold this very generator.
+            # In place: the samplers of object positions draw from the same bits.
             self._env.rng.bit_generator.state = np.random.default_rng(seed).bit_generator.state
         self._started = True
         self._state = self._env.reset()
@@ -214,19 +253,19 @@ class RobosuiteEnv(gym.Env):
 
     def step(self, action: NDArray[np.floating[Any]]) -> wrappers.StepResult:
         """Applies `action` for `action_repeat` control steps, or to the end of the episode."""
-        clipped = np.clip(np.asarray(action, np.float64), -1.0, 1.0)
-        control = self._action_center + self._action_scale * clipped
-        total = 0.0
+        control = self._limits.control(action)
+        total, infos = 0.0, []
         for _ in range(self.options.action_repeat):
             self._state, reward, over, _ = self._env.step(control)
             total += float(reward)
             success = self._success()
+            infos.append({"success": success})
             early = bool(over) and not self._env.done  # `done` is set by the horizon alone
             terminated = early or (success and self.options.terminate_on_success)
             if over or terminated:
                 break
         truncated = bool(over) and not terminated
-        return self._observation(), total, terminated, truncated, {"success": success}
+        return self._observation(), total, terminated, truncated, last_info(infos)
 
     def _success(self) -> bool:
         return bool(self._env._check_success())
@@ -307,104 +346,3 @@ def _make(task: str, options: RobosuiteOptions) -> Any:
     twice = sorted(ours.keys() & options.kwargs.keys())
     wrappers.require(not twice, "kwargs", twice, "arguments that no other key of env_config sets")
     return robosuite.make(task, **ours, **options.kwargs)
-
-
-_open: weakref.WeakSet[SceneRenderer] = weakref.WeakSet()
-
-
-def _close_all() -> None:
-    for renderer in list(_open):
-        renderer.close()
-
-
-class SceneRenderer:
-    """Draws a robosuite scene with MuJoCo's own renderer.
-
-    "exact" gives robosuite's picture. "fast" leaves out bodies whose bounding sphere is outside the
-    view of the camera; in the picture only their reflections can be missed (0 to 0.02 of 255 on
-    average). "faster" also turns off reflections and antialiasing (about 2.3 of 255).
-
-    The OpenGL context is made current before each drawing and before it is freed: with robosuite's
-    own, several envs in one process draw into and free one another's.
-
-    Args:
-        model: A `mujoco.MjModel`.
-        size: (height, width) in pixels.
-        mode: One of `RENDER_MODES`.
-    """
-
-    def __init__(self, model: Any, size: tuple[int, int], mode: str) -> None:
-        """See the class."""
-        mujoco = wrappers.import_extra("mujoco", "robosuite")
-        rendering.note_rendering("mujoco")
-        self.model = model
-        self.size = size
-        self._cull = mode != "exact"
-        height, width = size
-        visual = model.vis
-        visual.global_.offheight = max(height, visual.global_.offheight)
-        visual.global_.offwidth = max(width, visual.global_.offwidth)
-        if mode == "faster":
-            visual.quality.offsamples = 0
-        self._renderer = mujoco.Renderer(model, height, width)
-        if not _open:
-            atexit.unregister(_close_all)
-            atexit.register(_close_all)  # now: has to run before MuJoCo's own handler
-        _open.add(self)
-        if mode == "faster":
-            self._renderer.scene.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = 0
-        self._option = mujoco.MjvOption()
-        self._option.geomgroup[0] = 0  # collision shapes
-        self._option.geomgroup[HIDDEN_GROUP] = 0
-        self._is_plane = np.asarray(model.geom_type) == int(mujoco.mjtGeom.mjGEOM_PLANE)
-
-    def draw(self, data: Any, camera: str) -> NDArray[np.uint8]:
-        """Returns the picture of `camera`, uint8 (h, w, 3)."""
-        rendering.note_rendering("mujoco")
-        groups = self.model.geom_group.copy()
-        if self._cull:
-            hidden = ~self._is_plane & outside_view(self.model, data, camera, self.size)
-            self.model.geom_group[hidden] = HIDDEN_GROUP
-        self._renderer.update_scene(data, camera, self._option)
-        self.model.geom_group[:] = groups
-        picture: NDArray[np.uint8] = self._renderer.render()
-        return picture
-
-    def close(self) -> None:
-        """Frees the OpenGL context."""
-        _open.discard(self)
-        rendering.note_rendering("mujoco")
-        self._renderer.render()  # freeing works on the current context: makes it this one
-        self._renderer.close()
-
-
-def outside_view(model: Any, data: Any, camera: str, size: tuple[int, int]) -> NDArray[np.bool_]:
-    """Tells which geoms a camera cannot see, by their bounding spheres.
-
-    In the frame of the camera, which looks along -z, a point is in view if |y| <= -z tan(f/2) with
-    f the vertical field of view, and likewise for x. A sphere of radius r is outside if its centre
-    is further than r beyond one of these planes.
-
-    Args:
-        model: A `mujoco.MjModel`.
-        data: Its `mujoco.MjData`.
-        camera: A camera of the model.
-        size: (height, width) in pixels.
-
-    Returns:
-        bool (geoms,); all False for cameras that are not plain perspective ones.
-    """
-    index = model.camera(camera).id
-    if model.cam_projection[index] or np.any(model.cam_sensorsize[index]):
-        return np.zeros(model.ngeom, bool)
-    height, width = size
-    rotation = data.cam_xmat[index].reshape(3, 3)
-    points = (data.geom_xpos - data.cam_xpos[index]) @ rotation  # (geoms, 3)
-    depth, radius = -points[:, 2], model.geom_rbound
-    vertical = np.deg2rad(model.cam_fovy[index]) / 2
-    horizontal = np.arctan(np.tan(vertical) * width / height)
-    outside: NDArray[np.bool_] = depth + radius < 0
-    for axis, angle in ((0, horizontal), (1, vertical)):
-        distance = np.abs(points[:, axis]) * np.cos(angle) - depth * np.sin(angle)
-        outside = outside | (distance > radius)
-    return outside

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 SUCCESS_KEYS = ("success", "is_success")
@@ -13,3 +13,17 @@ def success_of(infos: Iterable[Mapping[str, Any]]) -> bool | None:
     """Whether any of the infos of an episode tells a success; None if none has such a key."""
     told = [bool(info[key]) for info in infos for key in SUCCESS_KEYS if key in info]
     return any(told) if told else None
+
+
+def last_info(infos: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The last of the infos of an action repeat, with a success that any of them tells.
+
+    Args:
+        infos: One of each env step, at least one.
+    """
+    merged = dict(infos[-1])
+    for key in SUCCESS_KEYS:
+        told = [info[key] for info in infos if key in info]
+        if told:
+            merged[key] = next((value for value in told if value), told[-1])
+    return merged

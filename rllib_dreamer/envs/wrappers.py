@@ -15,14 +15,13 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
+from rllib_dreamer.box_checks import FULL_CHECKS, is_outside, not_finite
 from rllib_dreamer.envs.deadline import Deadline, DeadlineExpired
+from rllib_dreamer.envs.success import last_info
 from rllib_dreamer.spaces import flatten, is_image, leaf_spaces
 
 Options = TypeVar("Options")
 StepResult = tuple[Any, float, bool, bool, dict[str, Any]]
-
-FULL_CHECKS = 3
-"""Observations of each episode compared with the bounds of their space (all with its shapes)."""
 
 
 class EnvOutputError(ValueError):
@@ -96,6 +95,22 @@ def require_count(field: str, given: object, minimum: int = 1) -> None:
     require(is_int and given >= minimum, field, given, f"an int >= {minimum}")  # type: ignore[operator]
 
 
+def first_seed(env_config: Mapping[str, Any]) -> int | None:
+    """Seed of the first episode: that of the config, shifted so that runners differ.
+
+    Args:
+        env_config: RLlib's `EnvContext` knows the index of its runner; any other is that of 0.
+    """
+    worker = getattr(env_config, "worker_index", 0) or 0
+    seed = env_config.get("seed")
+    return None if seed is None else seed + 1000 * worker
+
+
+def film_fps(steps_per_second: float, action_repeat: int) -> int:
+    """Pictures a second, one each agent step, at which a film keeps the env's own time."""
+    return max(1, round(steps_per_second / action_repeat))
+
+
 def parse_size(size: int | tuple[int, int]) -> tuple[int, int]:
     """Returns (height, width) in pixels from one number or a pair.
 
@@ -116,6 +131,8 @@ def image_space(size: tuple[int, int], channels: int = 3) -> spaces.Box:
 class ActionRepeat(gym.Wrapper, gym.utils.RecordConstructorArgs):
     """Repeats each action, sums the rewards and stops at the end of the episode.
 
+    The info is that of the last step; a success that an earlier one tells is kept in it.
+
     Args:
         env: The env; a time limit inside it goes on counting its own steps.
         repeat: Env steps per agent step, >= 1.
@@ -127,16 +144,20 @@ class ActionRepeat(gym.Wrapper, gym.utils.RecordConstructorArgs):
         gym.utils.RecordConstructorArgs.__init__(self, repeat=repeat)
         gym.Wrapper.__init__(self, env)
         self.repeat = repeat
+        if env.metadata.get("render_fps"):
+            fps = film_fps(env.metadata["render_fps"], repeat)
+            self.metadata = {**env.metadata, "render_fps": fps}
 
     def step(self, action: Any) -> StepResult:
         """Steps up to `repeat` times; returns the last observation and the sum of rewards."""
-        total = 0.0
+        total, infos = 0.0, []
         for _ in range(self.repeat):
             observation, reward, terminated, truncated, info = self.env.step(action)
             total += float(reward)
+            infos.append(info)
             if terminated or truncated:
                 break
-        return observation, total, terminated, truncated, info
+        return observation, total, terminated, truncated, last_info(infos)
 
 
 def resize_picture(picture: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
@@ -301,24 +322,21 @@ class CheckedEnv(gym.Wrapper, gym.utils.RecordConstructorArgs):
                 value = np.asarray(values[key])
                 if value.shape != space.shape:
                     self._fail(key, f"shape {value.shape}, but its space says {space.shape}.")
-                if value.dtype.kind == "f" and not math.isfinite(np.add.reduce(value, axis=None)):
-                    self._check_finite(key, value, space)  # a sum may also overflow
+                self._check_finite(key, value, space)
                 if full:
                     self._check_box(key, value, space)
             elif full and not space.contains(values[key]):
                 self._fail(key, f"{values[key]!r} is not in its space {space}.")
 
     def _check_finite(self, key: str, value: NDArray[Any], space: spaces.Box) -> None:
-        missing = np.isneginf(value) & np.isneginf(space.low)
-        bad = int((~np.isfinite(value) & ~missing).sum())
+        bad = not_finite(value, space)
         if bad:
-            self._fail(key, f"{bad} of {value.size} numbers are NaN or inf.")
+            self._fail(key, f"{bad} of {value.size} numbers are NaN or inf (as float32).")
 
     def _check_box(self, key: str, value: NDArray[Any], space: spaces.Box) -> None:
         if space.dtype is not None and not np.can_cast(value.dtype, space.dtype, "same_kind"):
             self._fail(key, f"dtype {value.dtype} cannot be stored as {space.dtype} of its space.")
-        slack = 1e-5 * (1 + np.abs(value)) if value.dtype.kind == "f" else 0
-        if (value < space.low - slack).any() or (value > space.high + slack).any():
+        if is_outside(value, space):
             self._fail(
                 key,
                 f"values from {value.min()} to {value.max()} leave its space {space}. Correct the "

@@ -207,8 +207,7 @@ def reference_task(env: str) -> str:
     """Names the task of an environment as the published curves do.
 
     Args:
-        env: e.g. "dmc/walker-walk", "DMC/ball_in_cup/catch", "atari100k/ms_pacman" or
-            "ALE/MsPacman-v5".
+        env: e.g. "dmc/walker-walk", "DMC/cup/catch", "atari100k/ms_pacman" or "ALE/MsPacman-v5".
 
     Returns:
         E.g. "dmc_walker_walk" or "atari_ms_pacman"; other names come back in lower case.
@@ -217,6 +216,11 @@ def reference_task(env: str) -> str:
     if family == "ALE":
         game = task.split("-v")[0]
         task = "".join(f"_{c.lower()}" if c.isupper() else c for c in game).lstrip("_")
+    if family.lower() == "dmc":
+        from rllib_dreamer.envs.dmc import DOMAIN_ALIASES  # here: reading runs needs no envs
+
+        for alias, domain in DOMAIN_ALIASES.items():
+            task = re.sub(f"^{alias}(?=[/-])", domain, task)
     prefix = {"ale": "atari", "atari100k": "atari"}.get(family.lower(), family.lower())
     return f"{prefix}_{task.lower()}".replace("/", "_").replace("-", "_").rstrip("_")
 

@@ -9,12 +9,17 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
+from rllib_dreamer.envs import (
+    EnvSource,
+    checked_creator,
+    is_gymnasium_id,
+    register_envs,
+    validate_env_name,
+)
 from rllib_dreamer.envs.gymnasium import quiet_pygame
 from rllib_dreamer.spaces import is_image, leaf_spaces
 
-EnvSource = str | Callable[..., gym.Env]
-
-_LARGEST_FRAME = 256  # pixels of the shorter side that are kept of a rendered frame
+_LARGEST_FRAME = 256  # pixels of the shorter side that are kept of a rendered frame, at most
 
 
 def build_env(env: EnvSource, env_config: Mapping[str, Any] | None = None) -> gym.Env:
@@ -29,15 +34,13 @@ def build_env(env: EnvSource, env_config: Mapping[str, Any] | None = None) -> gy
     Raises:
         ValueError: If it is unknown, or what it needs is not installed, OpenGL too.
     """
-    from rllib_dreamer.envs import checked_creator, register_envs, validate_env_name
-
     register_envs()
     config = dict(env_config or {})
     try:
         if isinstance(env, str):
             validate_env_name(env)
         creator = checked_creator(env)
-        if _is_gymnasium_id(creator.env):
+        if is_gymnasium_id(creator.env):
             config = _drawn(creator, config)
         return creator(_env_context(config))
     except (ImportError, RuntimeError, gym.error.Error) as error:
@@ -78,7 +81,7 @@ def frame_of(env: gym.Env | None, obs: Mapping[str, Any], space: gym.Space) -> n
     if env is None or env.render_mode != "rgb_array":
         return None
     rendered = np.asarray(env.render(), np.uint8)
-    stride = max(1, min(rendered.shape[:2]) // _LARGEST_FRAME)
+    stride = -(-min(rendered.shape[:2]) // _LARGEST_FRAME)
     return np.array(rendered[::stride, ::stride])
 
 
@@ -97,13 +100,6 @@ def _env_context(config: dict[str, Any]) -> Any:
     from ray.rllib.env.env_context import EnvContext
 
     return EnvContext(config, worker_index=0)
-
-
-def _is_gymnasium_id(env: EnvSource) -> bool:
-    """Whether `gym.make` builds it, not a family of this package (ale-py registers ids too)."""
-    from rllib_dreamer.envs import env_names
-
-    return isinstance(env, str) and (env in gym.registry or ":" in env) and env not in env_names()
 
 
 def _drawn(creator: Callable[..., gym.Env], config: dict[str, Any]) -> dict[str, Any]:

@@ -2,28 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
-from rllib_dreamer.evaluation import plots, report, videos
+from rllib_dreamer.evaluation import plots, report
 from rllib_dreamer.evaluation.run import Evaluation
 from rllib_dreamer.evaluation.statistics import Summary
-from rllib_dreamer.evaluation.world_model import CONTEXT, ImageQuality
+from rllib_dreamer.evaluation.world_model import ImageQuality
+from rllib_dreamer.policy.imagination import CONTEXT
 
 Items = list[report.Plot | report.Video | report.Table]
 
 _BLANK = "-"
 
 
-def evaluation_page(evaluation: Evaluation, films: Mapping[str, bytes]) -> report.Report:
-    """Puts an evaluation on a page.
-
-    Args:
-        evaluation: The result.
-        films: Name -> content of the MP4 of each of its clips.
-
-    Returns:
-        The page, ready to be written.
-    """
+def evaluation_page(evaluation: Evaluation) -> report.Report:
+    """Puts an evaluation on a page, ready to be written."""
     rules, about = evaluation.rules, evaluation.about
     kind = "greedy" if rules.greedy else "sampled"
     trained = (
@@ -34,10 +25,8 @@ def evaluation_page(evaluation: Evaluation, films: Mapping[str, bytes]) -> repor
         subtitle=f"{about.get('checkpoint', 'policy')}{trained}; {kind} actions, seed {rules.seed}",
         numbers=_numbers(evaluation),
         sections=[
-            report.Section(
-                "Episodes", _episode_items(evaluation, films), _episode_text(evaluation)
-            ),
-            report.Section("World model", _world_items(evaluation, films), _world_text(evaluation)),
+            report.Section("Episodes", _episode_items(evaluation), _episode_text(evaluation)),
+            report.Section("World model", _world_items(evaluation), _world_text(evaluation)),
         ],
         footer=f"{len(evaluation.records)} episodes in {evaluation.seconds:.0f} s by "
         "rllib evaluate. SSIM and PSNR are means over frames; the interval is a "
@@ -90,7 +79,7 @@ def _episode_text(evaluation: Evaluation) -> str:
     return f"Each dot is an episode with a seed of its own.{limit}{note}"
 
 
-def _episode_items(evaluation: Evaluation, films: Mapping[str, bytes]) -> Items:
+def _episode_items(evaluation: Evaluation) -> Items:
     returns = [record.total_return for record in evaluation.records]
     picture = plots.to_png(plots.plot_returns(returns, evaluation.summary.returns))
     chosen = evaluation.chosen._asdict()
@@ -103,11 +92,11 @@ def _episode_items(evaluation: Evaluation, films: Mapping[str, bytes]) -> Items:
         report.Plot("Reward along the episode", rewards, "Per agent step."),
     ]
     for name in chosen:
-        if name in films:
-            record = evaluation.records[chosen[name]]
+        if name in evaluation.clips:
+            record, clip = evaluation.records[chosen[name]], evaluation.clips[name]
             caption = f"Return {record.total_return:.1f}, {len(record.rewards)} agent steps"
-            poster = videos.poster_png(evaluation.clips[name].frames[0])
-            items.append(report.Video(f"{name.capitalize()} episode", films[name], caption, poster))
+            title = f"{name.capitalize()} episode"
+            items.append(report.Video(title, clip.mp4, caption, clip.poster))
     columns = ["", "mean", "std", "median", "min", "max", "IQM", "95 % interval"]
     rows = [_row("return", evaluation.summary.returns, 1)]
     rows.append(_row("length (agent steps)", evaluation.summary.lengths, 0))
@@ -129,16 +118,13 @@ def _world_text(evaluation: Evaluation) -> str:
     )
 
 
-def _world_items(evaluation: Evaluation, films: Mapping[str, bytes]) -> Items:
+def _world_items(evaluation: Evaluation) -> Items:
     world = evaluation.world
     items: Items = []
-    if "open_loop" in films:
-        first = evaluation.clips["open_loop"].frames[0]
+    if "open_loop" in evaluation.clips:
+        clip = evaluation.clips["open_loop"]
         caption = "Rows: truth, model, error (gray where the two agree). Columns: windows."
-        poster = videos.poster_png(first)
-        items.append(
-            report.Video("Truth, model, error", films["open_loop"], caption, poster, wide=True)
-        )
+        items.append(report.Video("Truth, model, error", clip.mp4, caption, clip.poster, wide=True))
     for key, quality in world.images.items():
         if quality.open_loop is None:
             continue

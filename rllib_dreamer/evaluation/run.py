@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import csv
 import json
-import math
 import tempfile
 import time
 from collections.abc import Callable, Mapping
@@ -22,9 +21,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rllib_dreamer.atomic import write_text
-from rllib_dreamer.envs import action_repeat
+from rllib_dreamer.envs import EnvSource, action_repeat
 from rllib_dreamer.evaluation import videos
-from rllib_dreamer.evaluation.environments import EnvSource, build_env, can_render, check_spaces
+from rllib_dreamer.evaluation.environments import build_env, can_render, check_spaces
 from rllib_dreamer.evaluation.episodes import Episode, Rules, play
 from rllib_dreamer.evaluation.statistics import (
     EpisodeSummary,
@@ -32,7 +31,9 @@ from rllib_dreamer.evaluation.statistics import (
     representative_episodes,
     summarize_episodes,
 )
-from rllib_dreamer.evaluation.world_model import CONTEXT, WorldModelProbe, WorldModelResult
+from rllib_dreamer.evaluation.world_model import WorldModelProbe, WorldModelResult
+from rllib_dreamer.policy.imagination import CONTEXT
+from rllib_dreamer.policy.plain_json import to_plain
 from rllib_dreamer.policy.policy import DreamerPolicy, SeededNoise
 from rllib_dreamer.spaces import is_image
 
@@ -44,14 +45,13 @@ _DEFAULT_FPS = 20.0
 
 
 class Record(NamedTuple):
-    """A played episode without its observations; `rewards` (T,), `frames` a file or None."""
+    """A played episode without its observations; `rewards` (T,)."""
 
     number: int
     rewards: NDArray[np.float32]
     terminated: bool
     cut: bool
     success: bool | None
-    frames: Path | None
 
     @property
     def total_return(self) -> float:
@@ -60,10 +60,15 @@ class Record(NamedTuple):
 
 
 class Clip(NamedTuple):
-    """A film: frames (T, h, w, C), shown at `fps`."""
+    """A film, encoded: frames as they are drawn would take a hundred times the room.
 
-    frames: NDArray[np.uint8]
-    fps: float
+    Attributes:
+        mp4: Content of the file.
+        poster: Its first frame as a PNG.
+    """
+
+    mp4: bytes
+    poster: bytes
 
 
 @dataclass(frozen=True)
@@ -152,15 +157,16 @@ def evaluate(
             policy.agent, policy.observation_leaves, episodes, SeededNoise(rules.seed)
         )
         with tempfile.TemporaryDirectory() as folder:
-            progress = _Progress(on_progress)
+            films, progress = _Films(Path(folder), fps), _Progress(on_progress)
             records = []
             for episode in play(policy, envs, episodes, rules, progress.step):
                 probe.add(episode)
-                records.append(_record(episode, Path(folder)))
+                films.add(episode)
+                records.append(_record(episode))
                 progress.finish()
             records.sort(key=lambda record: record.number)
             world = probe.result()
-            clips = _clips(records, world, fps)
+            clips = films.chosen(records) | _open_loop_clip(world, fps)
     finally:
         for built in envs:
             built.close()
@@ -169,7 +175,7 @@ def evaluate(
         env_config=config,
         rules=rules,
         about=policy.about,
-        records=[record._replace(frames=None) for record in records],
+        records=records,
         summary=summarize_episodes(
             [record.total_return for record in records], [len(r.rewards) for r in records]
         ),
@@ -197,12 +203,11 @@ def write_results(evaluation: Evaluation, folder: Path) -> list[Path]:
     for name in ("metrics.json", "episodes.csv", *(f"{film}.mp4" for film in FILMS), "report.html"):
         (folder / name).unlink(missing_ok=True)
     written = [_write_csv(evaluation, folder / "episodes.csv")]
-    films = {name: videos.encode_mp4(*clip) for name, clip in evaluation.clips.items()}
-    for name, film in films.items():
+    for name, clip in evaluation.clips.items():
         path = folder / f"{name}.mp4"
-        path.write_bytes(film)
+        path.write_bytes(clip.mp4)
         written.append(path)
-    written.append(write_report(folder / "report.html", evaluation_page(evaluation, films)))
+    written.append(write_report(folder / "report.html", evaluation_page(evaluation)))
     metrics = folder / "metrics.json"  # the last one: where it is, the others are
     write_text(metrics, json.dumps(as_dict(evaluation), indent=1, allow_nan=False) + "\n")
     return [metrics, *written]
@@ -245,7 +250,7 @@ def as_dict(evaluation: Evaluation) -> dict[str, Any]:
         "world_model": {"context": CONTEXT, "images": images, "vectors": vectors, "heads": heads},
         "seconds": evaluation.seconds,
     }
-    return {key: _plain(value) for key, value in found.items()}
+    return {key: to_plain(value) for key, value in found.items()}
 
 
 class _Progress:
@@ -263,32 +268,57 @@ class _Progress:
         self.show(self.finished, self.steps)
 
 
-def _record(episode: Episode, folder: Path) -> Record:
-    """Keeps the numbers in memory and the pictures on disk."""
-    path = None
-    if episode.frames is not None:
-        path = folder / f"{episode.index}.npy"
-        np.save(path, episode.frames)
+class _Films:
+    """The episodes as films in a folder, each encoded as it ends: any may be the median.
+
+    Args:
+        folder: Where to keep them.
+        fps: Frames shown per second.
+    """
+
+    def __init__(self, folder: Path, fps: float) -> None:
+        self.folder, self.fps = folder, fps
+        self.posters: dict[int, bytes] = {}
+
+    def add(self, episode: Episode) -> None:
+        """Encodes an episode, if it was drawn."""
+        if episode.frames is not None:
+            clip = _clip(episode.frames, self.fps)
+            self.posters[episode.index] = clip.poster
+            self._file(episode.index).write_bytes(clip.mp4)
+
+    def chosen(self, records: list[Record]) -> dict[str, Clip]:
+        """The best, the median and the worst episode, of all by number."""
+        found = representative_episodes([record.total_return for record in records])
+        return {
+            name: Clip(self._file(number).read_bytes(), self.posters[number])
+            for name, number in found._asdict().items()
+            if number in self.posters
+        }
+
+    def _file(self, number: int) -> Path:
+        return self.folder / f"{number}.mp4"
+
+
+def _clip(frames: NDArray[np.uint8], fps: float) -> Clip:
+    return Clip(videos.encode_mp4(frames, fps), videos.poster_png(frames[0]))
+
+
+def _record(episode: Episode) -> Record:
     ended = (episode.terminated, episode.cut, episode.success)
-    return Record(episode.index, episode.rewards, *ended, path)
+    return Record(episode.index, episode.rewards, *ended)
 
 
-def _clips(records: list[Record], world: WorldModelResult, fps: float) -> dict[str, Clip]:
-    """The films of the best, median and worst episode, and of the open loop."""
-    clips = {}
-    chosen = representative_episodes([record.total_return for record in records])
-    for name, number in chosen._asdict().items():
-        path = records[number].frames
-        if path is not None:
-            clips[name] = Clip(np.load(path), fps)
+def _open_loop_clip(world: WorldModelResult, fps: float) -> dict[str, Clip]:
+    """The film of the first image leaf's open loop, if there is one."""
     for windows in (world.windows or {}).values():
         longest = np.flatnonzero(windows.valid.sum(1) == windows.valid.sum(1).max())
         rows = longest[
             np.linspace(0, len(longest) - 1, min(_GRID_WINDOWS, len(longest))).astype(int)
         ]
         grid = videos.open_loop_grid(windows.model[rows], windows.truth[rows], CONTEXT)
-        clips.setdefault("open_loop", Clip(grid, max(4.0, fps / 2)))
-    return clips
+        return {"open_loop": _clip(grid, max(4.0, fps / 2))}
+    return {}
 
 
 def _write_csv(evaluation: Evaluation, path: Path) -> Path:
@@ -311,15 +341,3 @@ def _open_loop(quality: Any) -> dict[str, Any] | None:
         return None
     means = {name: float(getattr(quality.ahead, name).mean()) for name in ("ssim", "psnr")}
     return {**means, "context": quality.context.as_dict(), "ahead": quality.ahead.as_dict()}
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    if isinstance(value, np.generic):
-        value = value.item()
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value if value is None or isinstance(value, bool | int | float | str) else str(value)

@@ -26,15 +26,13 @@ from tensorboardX.proto.summary_pb2 import Summary
 
 from rllib_dreamer.evaluation import videos
 from rllib_dreamer.evaluation.recorder import EPISODE, VIDEOS, open_loop_frames
+from rllib_dreamer.policy.imagination import CONTEXT
 from rllib_dreamer.spaces import canonical, leaf_spaces
 
 if TYPE_CHECKING:
     from rllib_dreamer.dreamer import DreamerTorch
 
 logger = logging.getLogger(__name__)
-
-CONTEXT = 5
-"""Observed steps of an open-loop film, as in an evaluation."""
 
 _ROWS = 4  # sequences side by side
 _CANDIDATES = 32  # sequences that those are chosen from

@@ -32,10 +32,8 @@ from rllib_dreamer.model.agent import Agent
 from rllib_dreamer.model.distributions import Noise
 from rllib_dreamer.model.rssm import State
 from rllib_dreamer.policy import imagination
+from rllib_dreamer.policy.imagination import CONTEXT
 from rllib_dreamer.spaces import canonical, is_image
-
-CONTEXT = 5
-"""Steps of a window that are shown before the model imagines."""
 
 AHEAD = 45
 """Steps of a window that are imagined, at most."""
@@ -114,8 +112,10 @@ class WorldModelProbe:
 
     def add(self, episode: Episode) -> None:
         """Measures one episode."""
-        rewarded = np.arange(1, len(episode.deter))[None]  # the reset's observation has no reward
-        self.heads.append(self._heads(self._states(episode, rewarded), episode, rewarded))
+        for start in range(1, len(episode.deter), imagination.AT_ONCE):  # a reset has no reward
+            end = min(start + imagination.AT_ONCE, len(episode.deter))
+            steps = np.arange(start, end)[None]
+            self.heads.append(self._heads(self._states(episode, steps), episode, steps))
         chosen = _spread(len(episode.deter), self.frames_each)
         decoded = imagination.decode(self.agent, self._states(episode, chosen[None]))
         for key, space in self.images.items():

@@ -52,8 +52,16 @@ def to_model(leaf: Tensor, space: gym.Space, conversion: str) -> Tensor:
 
 
 def to_array(leaf: Tensor, space: gym.Space) -> np.ndarray:
-    """A leaf in the env's units as an array of the space's dtype."""
-    return leaf.cpu().numpy().astype(space.dtype)
+    """A leaf in the env's units as an array of the space's dtype.
+
+    For a Box of integers numbers are rounded and clipped to its bounds first: a cast would wrap.
+    """
+    array = leaf.cpu().numpy()
+    if not isinstance(space, spaces.Box) or np.dtype(space.dtype).kind not in "iu":
+        return array.astype(space.dtype)
+    within = np.rint(array).clip(space.low, space.high)
+    with np.errstate(invalid="ignore"):  # the highest of 64 bits is beyond them as a float
+        return np.where(within >= space.high, space.high, within.astype(space.dtype))
 
 
 def _bounded(space: spaces.Box) -> bool:

@@ -20,18 +20,21 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from rllib_dreamer.atomic import write_text
-from rllib_dreamer.model.agent import Agent, build_agent
-from rllib_dreamer.model.behavior import Actor
+from rllib_dreamer.model.agent import Agent
+from rllib_dreamer.model.behavior import Actor, Behavior
 from rllib_dreamer.model.codec import Decoder, Encoder
 from rllib_dreamer.model.rssm import RSSM, DenseRSSM
 from rllib_dreamer.model.sizes import ActionSpec, LossConfig, ModelConfig, ObsSpec
-from rllib_dreamer.model.world_model import BinaryHead, TwoHotHead
+from rllib_dreamer.model.world_model import BinaryHead, TwoHotHead, WorldModel
+from rllib_dreamer.policy.export_folder import check_target, taking_place
 from rllib_dreamer.policy.parts import PolicyParts
+from rllib_dreamer.policy.plain_json import from_plain, to_plain
 from rllib_dreamer.policy.space_json import space_from_json, space_to_json
 from rllib_dreamer.policy.step import (
     STEP_FILES,
@@ -56,34 +59,40 @@ def write_export(policy: PolicyParts, folder: Path, formats: Sequence[str] = ("t
 
     Args:
         policy: The policy.
-        folder: Made if need be; what an earlier export left in it is removed. `policy.json` is
-            written last: without it a folder holds no exported policy.
+        folder: New, empty, or that of an earlier export, which stays as it is until this one is
+            written whole. Without `policy.json` a folder holds no exported policy.
         formats: How to write the step: "torch", "onnx" (needs onnx and onnxscript), both or none.
 
     Returns:
         The folder.
 
     Raises:
-        ValueError: If a format is unknown, or the agent has parts that a custom catalog built.
+        ValueError: If a format is unknown, the folder holds something else, or the agent has parts
+            that a custom catalog built.
         ImportError: If the packages for ONNX are not installed.
     """
     unknown = sorted(set(formats) - STEP_FORMATS.keys())
     if unknown:
         raise ValueError(f"formats: got {unknown}; must be of {', '.join(STEP_FORMATS)}.")
     require_packages(formats)
-    agent = policy.agent
-    _check_standard(agent)
+    check_target(folder, DESCRIPTION)
+    _check_standard(policy.agent)
     description = _describe(policy)
-    folder.mkdir(parents=True, exist_ok=True)
-    for name in (DESCRIPTION, WEIGHTS, CARD, *STEP_FILES.values()):
-        (folder / name).unlink(missing_ok=True)
-    tensors = {key: x.detach().cpu().contiguous() for key, x in agent.state_dict().items()}
+    _check_sizes(policy.agent, description)
+    with taking_place(folder, DESCRIPTION, (WEIGHTS, CARD, *STEP_FILES.values())) as fresh:
+        _write_files(policy, description, fresh, formats)
+    return folder
+
+
+def _write_files(
+    policy: PolicyParts, description: dict[str, Any], folder: Path, formats: Sequence[str]
+) -> None:
+    tensors = {key: x.detach().cpu().contiguous() for key, x in policy.agent.state_dict().items()}
     (folder / WEIGHTS).write_bytes(save(tensors))
     files = write_steps(policy, folder, formats)
-    description["step"] = describe_step(policy) | {"files": files}
+    description = description | {"step": describe_step(policy) | {"files": files}}
     (folder / CARD).write_text(_card(description), encoding="utf-8")
     write_text(folder / DESCRIPTION, json.dumps(description, indent=1, allow_nan=False) + "\n")
-    return folder
 
 
 def read_export(folder: Path) -> PolicyParts:
@@ -117,41 +126,60 @@ def read_export(folder: Path) -> PolicyParts:
 
 def _build(found: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> PolicyParts:
     """Puts a policy together from its description and its weights."""
-    model = {k: x for k, x in found["model"].items() if k != "kernel"}  # older files: always 5
-    agent = build_agent(
-        {key: ObsSpec(**_tuples(spec)) for key, spec in found["observations"].items()},
-        {key: ActionSpec(**_tuples(spec)) for key, spec in found["actions"].items()},
-        ModelConfig(**_tuples(model)),
-        LossConfig(**_tuples(found["loss"])),
-    )
+    agent = _build_agent(found)
     agent.load_state_dict(tensors)
     observation_space, action_space = (
         space_from_json(found[name]) for name in ("observation_space", "action_space")
     )
-    rest = (found[name] for name in ("conversion", "env", "env_config", "about"))
+    rest = (from_plain(found[name]) for name in ("conversion", "env", "env_config", "about"))
     return PolicyParts(agent, observation_space, action_space, *rest)
+
+
+def _build_agent(found: Mapping[str, Any]) -> Agent:
+    """The agent of a description, with new weights."""
+    size = {key: x for key, x in found["model"].items() if key != "kernel"}  # older files: always 5
+    config, loss = ModelConfig(**_tuples(size)), LossConfig(**_tuples(found["loss"]))
+    decoded = found.get("decoded", found["observations"])  # older files: what is read
+    actions = {key: ActionSpec(**_tuples(spec)) for key, spec in found["actions"].items()}
+    world = WorldModel(
+        Encoder(_obs_specs(found["observations"]), config),
+        None if decoded is None else Decoder(_obs_specs(decoded), config),
+        actions,
+        config,
+    )
+    return Agent(world, Behavior(actions, config, loss), loss)
+
+
+def _obs_specs(described: Mapping[str, Any]) -> dict[str, ObsSpec]:
+    return {key: ObsSpec(**_tuples(spec)) for key, spec in described.items()}
 
 
 def _describe(policy: PolicyParts) -> dict[str, Any]:
     """All of policy.json but the step."""
     agent = policy.agent
-    encoder: Any = agent.world.encoder
-    observations: dict[str, ObsSpec] = {**encoder.images, **encoder.vectors}
+    decoder = agent.world.decoder
     return {
         "format": _FORMAT,
         "observation_space": space_to_json(policy.observation_space),
         "action_space": space_to_json(policy.action_space),
         "conversion": policy.conversion,
-        "observations": {key: asdict(spec) for key, spec in sorted(observations.items())},
+        "observations": _leaves_of(agent.world.encoder),
+        "decoded": None if decoder is None else _leaves_of(decoder),
         "actions": {key: asdict(spec) for key, spec in agent.world.actions.items()},
         "model": asdict(agent.world.config),
         "loss": asdict(agent.loss),
         "parameters": sum(p.numel() for p in agent.parameters()),
         "env": _env_name(policy.env),
-        "env_config": _plain(policy.env_config),
-        "about": _plain(policy.about),
+        "env_config": to_plain(policy.env_config),
+        "about": to_plain(policy.about),
         "versions": _versions(),
     }
+
+
+def _leaves_of(codec: Any) -> dict[str, dict[str, Any]]:
+    """The leaves that an encoder reads, or a decoder gives."""
+    leaves: dict[str, ObsSpec] = {**codec.images, **codec.vectors}
+    return {key: asdict(spec) for key, spec in sorted(leaves.items())}
 
 
 def _env_name(env: Any) -> str | None:
@@ -163,10 +191,16 @@ def _env_name(env: Any) -> str | None:
     return f"{module}.{name}" if found is env else None
 
 
+_CUSTOM = (
+    "a policy with parts of a custom catalog cannot be exported; load its checkpoint by "
+    "DreamerPolicy.from_checkpoint."
+)
+
+
 def _check_standard(agent: Agent) -> None:
     """Refuses parts of a custom catalog, whose code the files could not name without pickle."""
     world, behavior = agent.world, agent.behavior
-    parts: dict[str, tuple[nn.Module, type[nn.Module]]] = {
+    parts: dict[str, tuple[nn.Module | None, type[nn.Module]]] = {
         "encoder": (world.encoder, Encoder),
         "decoder": (world.decoder, Decoder),
         "rssm": (world.rssm, DenseRSSM if world.config.cell == "gru" else RSSM),
@@ -176,12 +210,22 @@ def _check_standard(agent: Agent) -> None:
         "critic": (behavior.critic, TwoHotHead),
     }
     for name, (part, standard) in parts.items():
-        if type(part) is not standard:
+        if part is not None and type(part) is not standard:
             raise ValueError(
-                f"the {name} is a {type(part).__name__}, not the standard {standard.__name__}: a "
-                "policy with parts of a custom catalog cannot be exported; load its checkpoint by "
-                "DreamerPolicy.from_checkpoint."
+                f"the {name} is a {type(part).__name__}, not the standard {standard.__name__}: "
+                f"{_CUSTOM}"
             )
+
+
+def _check_sizes(agent: Agent, description: Mapping[str, Any]) -> None:
+    """Refuses standard parts that a custom catalog built otherwise: no file could be read again."""
+    with torch.device("meta"):  # sizes alone, no memory
+        standard = _build_agent(description).state_dict()
+    given = agent.state_dict()
+    for name in sorted(standard.keys() | given.keys()):
+        sizes = [None if name not in x else tuple(x[name].shape) for x in (given, standard)]
+        if sizes[0] != sizes[1]:
+            raise ValueError(f"{name} is of size {sizes[0]}, by its config {sizes[1]}: {_CUSTOM}")
 
 
 def _versions() -> dict[str, str]:
@@ -198,17 +242,6 @@ def _versions() -> dict[str, str]:
 def _tuples(fields: Mapping[str, Any]) -> dict[str, Any]:
     """JSON's lists as the tuples that frozen dataclasses hold."""
     return {key: tuple(x) if isinstance(x, list) else x for key, x in fields.items()}
-
-
-def _plain(value: Any) -> Any:
-    """What JSON can hold as it is, anything else as text."""
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    if isinstance(value, float) and value - value != 0.0:  # infinite or not a number
-        return str(value)
-    return value if value is None or isinstance(value, bool | int | float | str) else str(value)
 
 
 def _card(found: Mapping[str, Any]) -> str:

@@ -17,7 +17,11 @@ from rllib_dreamer.model.distributions import Noise
 from rllib_dreamer.model.rssm import State
 from rllib_dreamer.model.world_model import encode_action
 
-_DECODED_AT_ONCE = 64  # states; bounds the memory of the decoder's activations
+CONTEXT = 5
+"""Observed steps at the beginning of an open loop, in evaluations and in films of a training."""
+
+AT_ONCE = 64
+"""States that go through a head or the decoder together: bounds the memory of activations."""
 
 
 class Prediction(NamedTuple):
@@ -155,7 +159,7 @@ def decode(agent: Agent, states: State) -> dict[str, Tensor]:
     stoch = states.stoch.flatten(0, 1).flatten(1)  # (B * T, S * K)
     parts: list[dict[str, Tensor]] = [
         decoder.predictions(decoder(*chunk))
-        for chunk in zip(deter.split(_DECODED_AT_ONCE), stoch.split(_DECODED_AT_ONCE), strict=True)
+        for chunk in zip(deter.split(AT_ONCE), stoch.split(AT_ONCE), strict=True)
     ]
     rows = states.deter.shape[0]
     return {k: torch.cat([p[k] for p in parts]).unflatten(0, (rows, -1)) for k in parts[0]}

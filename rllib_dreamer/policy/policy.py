@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from rllib_dreamer.box_checks import FULL_CHECKS
 from rllib_dreamer.model.agent import ActState, Agent
 from rllib_dreamer.model.distributions import RandomNoise
 from rllib_dreamer.model.rssm import State
@@ -19,7 +20,13 @@ from rllib_dreamer.model.world_model import encode_action
 from rllib_dreamer.policy import imagination
 from rllib_dreamer.policy.action_units import CONVERSIONS, to_array, to_env, to_model
 from rllib_dreamer.policy.parts import PolicyParts
-from rllib_dreamer.policy.value_checks import check_future, check_observation, leading_axes
+from rllib_dreamer.policy.value_checks import (
+    Index,
+    check_future,
+    check_observation,
+    first_steps,
+    leading_axes,
+)
 from rllib_dreamer.spaces import canonical, is_image, leaf_spaces, restore, unflatten
 
 
@@ -208,10 +215,15 @@ class DreamerPolicy:
         if n is not None and n < 1:
             raise ValueError(f"n: got {n}; must be at least 1, or None for a single episode.")
         self._batched = n is not None
+        self._steps = 0
         self._state = self.agent.initial_state(n or 1, self.device)
 
     def act(self, obs: Any, greedy: bool = True, is_first: NDArray[np.bool_] | None = None) -> Any:
         """Chooses an action.
+
+        An observation is held against what training demands of the env's: never NaN or infinite
+        (-inf is a missing value where its space begins there), and within the bounds of its space
+        in the first steps after a `reset`.
 
         Args:
             obs: An observation of the observation space, or a batch of them after `reset(n)`.
@@ -222,12 +234,15 @@ class DreamerPolicy:
             An action in the units of the env, as the action space nests it.
 
         Raises:
-            ValueError: If an observation has another shape or dtype than the policy knows.
+            ValueError: If an observation has another shape or dtype than the policy knows, or
+                numbers that are refused.
         """
         rows = len(self._state.deter)
-        leaves = self._observed(obs, (rows,) if self._batched else ())
+        bounded = () if self._steps < FULL_CHECKS else None
+        leaves = self._observed(obs, (rows,) if self._batched else (), bounded)
         state = self._state if is_first is None else self._forgetting(np.asarray(is_first, bool))
         actions, self._state = self.agent.act(leaves, state, explore=not greedy)
+        self._steps += 1
         arrays = {
             key: to_array(to_env(actions[key], space, self.conversion), space)
             for key, space in self.action_leaves.items()
@@ -250,10 +265,12 @@ class DreamerPolicy:
             What the model expects of the H steps after the last observation.
 
         Raises:
-            ValueError: If shapes or dtypes do not fit, or no action is left for the future.
+            ValueError: If shapes or dtypes do not fit, a number is one that `act` refuses, or no
+                action is left for the future.
         """
         lead = leading_axes(obs, self.observation_space)
-        leaves, encoded = self._observed(obs, lead), self._encoded(actions, lead)
+        leaves = self._observed(obs, lead, first_steps(lead))
+        encoded = self._encoded(actions, lead)
         context, noise = lead[-1], self.agent.noise
         if len(lead) == 1:
             leaves = {key: x.unsqueeze(0) for key, x in leaves.items()}  # (1, C, ...)
@@ -271,9 +288,11 @@ class DreamerPolicy:
             reward, cont = reward[0], cont[0]
         return Imagination(unflatten(arrays, self.observation_space), reward, cont)
 
-    def _observed(self, obs: Any, lead: tuple[int, ...]) -> dict[str, Tensor]:
+    def _observed(self, obs: Any, lead: tuple[int, ...], bounded: Index) -> dict[str, Tensor]:
         """Checked observation leaves in the model's form, (*lead, ...) or (1, ...) without lead."""
-        arrays = check_observation(obs, self.observation_space, lead)
+        if not self.env_config.get("check_spaces", True):  # nor did the training
+            bounded = None
+        arrays = check_observation(obs, self.observation_space, lead, bounded)
         leaves = {}
         for key, space in self.observation_leaves.items():
             tensor = torch.from_numpy(np.ascontiguousarray(arrays[key])).to(self.device)

@@ -24,7 +24,8 @@ def space_to_json(space: gym.Space) -> dict[str, Any]:
         bounds = {"low": _bound(space.low), "high": _bound(space.high)}
         return {"kind": "Box", "shape": list(space.shape), "dtype": str(space.dtype), **bounds}
     if isinstance(space, spaces.Discrete):
-        return {"kind": "Discrete", "n": int(space.n), "start": int(space.start)}
+        numbers = {"n": int(space.n), "start": int(space.start)}
+        return {"kind": "Discrete", "dtype": str(space.dtype), **numbers}
     if isinstance(space, spaces.MultiDiscrete):
         lists = {"nvec": space.nvec.tolist(), "start": np.asarray(space.start).tolist()}
         return {"kind": "MultiDiscrete", "dtype": str(space.dtype), **lists}
@@ -52,7 +53,8 @@ def space_from_json(described: dict[str, Any]) -> gym.Space:
         low, high = (_array(described[side], shape, dtype) for side in ("low", "high"))
         return spaces.Box(low, high, shape, dtype.type)
     if kind == "Discrete":
-        return spaces.Discrete(described["n"], start=described["start"])
+        dtype = np.dtype(described.get("dtype", "int64"))  # which older files do not name
+        return spaces.Discrete(described["n"], start=described["start"], dtype=dtype.type)
     if kind == "MultiDiscrete":
         dtype = np.dtype(described["dtype"])
         nvec, start = (np.array(described[name], dtype) for name in ("nvec", "start"))

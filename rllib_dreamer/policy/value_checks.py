@@ -8,11 +8,20 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
+from rllib_dreamer.box_checks import FULL_CHECKS, is_outside, not_finite
 from rllib_dreamer.spaces import flatten, is_image, leaf_spaces
+
+Index = tuple[slice, ...] | None
+"""Of the values that are held against the bounds of their space; None for none of them."""
+
+
+def first_steps(lead: tuple[int, ...]) -> Index:
+    """Of sequences (C,) or (B, C) of observations those that training compares with bounds."""
+    return (*(slice(None) for _ in lead[1:]), slice(FULL_CHECKS))
 
 
 def check_observation(
-    obs: Any, space: gym.Space, lead: tuple[int, ...] = ()
+    obs: Any, space: gym.Space, lead: tuple[int, ...] = (), bounded: Index = ()
 ) -> dict[str, np.ndarray]:
     """Returns the leaves of an observation, checked and in the dtypes of their spaces.
 
@@ -20,13 +29,23 @@ def check_observation(
         obs: An observation with the leading axes `lead`.
         space: The observation space.
         lead: For example (n,) for a batch.
+        bounded: Of the observations that have to keep to the bounds of their boxes; by default
+            all. What an env sends later in an episode is not compared in training either.
 
     Raises:
         ValueError: If it is nested otherwise, or a leaf is of another shape, dtype or range.
     """
     leaves = leaf_spaces(space)
     values = _leaves(obs, space, "observation")
-    return {key: _checked(f"obs[{key!r}]", values[key], leaves[key], lead) for key in leaves}
+    arrays = {}
+    for key, leaf in leaves.items():
+        name = f"obs[{key!r}]"
+        array = _of_form(name, values[key], leaf, lead)
+        if isinstance(leaf, spaces.Box):
+            _check_finite(name, array, leaf)
+            _check_bounds(name, array, leaf, bounded)
+        arrays[key] = _stored(array, leaf)
+    return arrays
 
 
 def check_future(actions: Any, space: gym.Space, lead: tuple[int, ...]) -> dict[str, np.ndarray]:
@@ -38,7 +57,8 @@ def check_future(actions: Any, space: gym.Space, lead: tuple[int, ...]) -> dict[
         lead: Leading axes (C,) or (B, C) of the observations.
 
     Raises:
-        ValueError: If shapes or dtypes do not fit, or no action is left for the future.
+        ValueError: If shapes or dtypes do not fit, a number is NaN or infinite, or no action is
+            left for the future.
     """
     leaves = leaf_spaces(space, root="action")
     values = _leaves(actions, space, "action", root="action")
@@ -51,10 +71,13 @@ def check_future(actions: Any, space: gym.Space, lead: tuple[int, ...]) -> dict[
             f"least {lead[-1]} steps: the {lead[-1] - 1} between the observations, then those of "
             "the future."
         )
-    expected = (*lead[:-1], steps)
-    return {
-        key: _checked(f"actions[{key!r}]", values[key], leaves[key], expected) for key in leaves
-    }
+    arrays = {}
+    for key, leaf in leaves.items():
+        name = f"actions[{key!r}]"
+        array = _of_form(name, values[key], leaf, (*lead[:-1], steps))
+        _check_finite(name, array, None)
+        arrays[key] = _stored(array, leaf)
+    return arrays
 
 
 def leading_axes(obs: Any, space: gym.Space) -> tuple[int, ...]:
@@ -84,7 +107,8 @@ def _leaves(value: Any, space: gym.Space, what: str, root: str | None = None) ->
         ) from error
 
 
-def _checked(name: str, value: Any, space: gym.Space, lead: tuple[int, ...]) -> np.ndarray:
+def _of_form(name: str, value: Any, space: gym.Space, lead: tuple[int, ...]) -> np.ndarray:
+    """The value as an array, of the shape, kind of dtype and classes of its space."""
     array = np.asarray(value)
     if array.shape != (*lead, *(space.shape or ())):
         raise ValueError(_wrong_shape(name, array, space, lead))
@@ -96,9 +120,33 @@ def _checked(name: str, value: Any, space: gym.Space, lead: tuple[int, ...]) -> 
         raise ValueError(f"{name}: got dtype {array.dtype}; must be {dtype}: {hint}.")
     if discrete:
         _check_classes(name, array, space)
-    elif dtype.kind == "f" and np.isnan(array).any():
-        raise ValueError(f"{name}: got NaN in {int(np.isnan(array).sum())} of {array.size} values.")
-    return np.ascontiguousarray(array, np.int64 if discrete else dtype).reshape(array.shape)
+    return array
+
+
+def _check_finite(name: str, array: np.ndarray, space: spaces.Box | None) -> None:
+    bad = not_finite(array, space)
+    if bad:
+        raise ValueError(
+            f"{name}: got {bad} of {array.size} numbers that are NaN or inf (as float32); all "
+            "must be finite: look for where they come from."
+        )
+
+
+def _check_bounds(name: str, array: np.ndarray, space: spaces.Box, bounded: Index) -> None:
+    """Refuses what leaves the bounds, and integers that the space's dtype cannot hold."""
+    held = array if bounded is None else array[bounded]
+    changed = np.dtype(space.dtype).kind in "iu" and bool((_stored(held, space) != held).any())
+    if changed or (bounded is not None and is_outside(held, space)):
+        raise ValueError(
+            f"{name}: got values from {held.min()} to {held.max()}, outside its space {space}: "
+            "give the units of the training (env_config check_spaces=False lifts bounds)."
+        )
+
+
+def _stored(array: np.ndarray, space: gym.Space) -> np.ndarray:
+    """The array in the dtype of its space, classes as int64."""
+    dtype = np.dtype(space.dtype) if isinstance(space, spaces.Box) else np.dtype(np.int64)
+    return np.ascontiguousarray(array, dtype).reshape(array.shape)
 
 
 def _wrong_shape(name: str, array: np.ndarray, space: gym.Space, lead: tuple[int, ...]) -> str:
