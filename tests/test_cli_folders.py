@@ -96,7 +96,16 @@ def test_a_name_is_given_once(command: Command) -> None:
     codes: list[int] = []
     assert command("--name", "one") == 0
     assert codes == [2]
+    assert "another command trains in" in command.error()
+    start_experiment(command.storage / "one")
+    assert command("--name", "one") == 2
     assert "add --resume, or choose another --name" in command.error()
+
+
+def test_a_name_of_a_command_that_was_killed_before_training_is_free(command: Command) -> None:
+    (command.storage / "one").mkdir(parents=True)
+    (command.storage / "one" / "rllib_dreamer.lock").touch()
+    assert command("--name", "one") == 0
 
 
 def test_no_callbacks_are_none_of_ones_own(command: Command) -> None:

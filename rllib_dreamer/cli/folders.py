@@ -67,16 +67,18 @@ def write_mark(experiment: Path, mark: Mark) -> None:
 
 
 def make_folder(parent: Path, name: str) -> Path:
-    """Makes a folder that is new.
+    """Makes a folder that is new, or takes one that a killed command made and did not use.
 
     Raises:
-        CommandError: If it exists or cannot be made.
+        CommandError: If it is in use or cannot be made.
     """
     folder = parent / name
     try:
         folder.mkdir(parents=True)
     except FileExistsError as error:
-        raise CommandError(f"{folder} exists; add --resume, or choose another --name") from error
+        if not _is_unused(folder):
+            text = f"{folder} exists; add --resume, or choose another --name"
+            raise CommandError(text) from error
     except OSError as error:
         raise CommandError(f"--name: {folder}: {error.strerror}") from error
     return folder
@@ -126,8 +128,8 @@ def holding(folders: Sequence[Path]) -> Iterator[Path]:
         break
     else:
         raise CommandError(
-            f"--resume: another command trains in {folders[0]}; wait for its end or stop it (once "
-            "by Ctrl-C, which saves a checkpoint), or name another experiment: --resume PATH"
+            f"another command trains in {folders[0]}; wait for its end or stop it (once by Ctrl-C, "
+            "which saves a checkpoint), or take another experiment: --name NAME, --resume PATH"
         )
     try:
         yield folder
@@ -137,11 +139,16 @@ def holding(folders: Sequence[Path]) -> Iterator[Path]:
 
 
 def _remove_unused(folder: Path) -> None:
-    """Removes a folder that holds nothing but the lock, so that its name can be given again."""
+    """Removes a folder that was not used, so that its name can be given again."""
     with suppress(OSError):
-        if {path.name for path in folder.iterdir()} <= {_LOCK_FILE}:
+        if _is_unused(folder):
             (folder / _LOCK_FILE).unlink(missing_ok=True)
             folder.rmdir()
+
+
+def _is_unused(folder: Path) -> bool:
+    """Whether a folder holds nothing but the lock."""
+    return folder.is_dir() and {path.name for path in folder.iterdir()} <= {_LOCK_FILE}
 
 
 def find_experiments(path: str, storage: Path, name: str | None, mark: Mark) -> list[Path]:
