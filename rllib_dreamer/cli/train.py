@@ -38,8 +38,8 @@ from rllib_dreamer.cli.search import samples
 from rllib_dreamer.cli.session import check_resources, prepare, ray_session
 from rllib_dreamer.cli.stopping import StopCondition, StoppableScheduler, stop_on_signal
 from rllib_dreamer.cli.summary import closing_lines, evaluation_hint
+from rllib_dreamer.policy.checkpoint_reader import DEFAULT_STORAGE
 
-DEFAULT_STORAGE = "~/ray_results"
 #: Seconds between two checkpoints where `--checkpoint-freq` does not say.
 CHECKPOINT_PERIOD = 600.0
 #: Best checkpoints that a new experiment keeps where `--keep-checkpoints-num` does not say.
