@@ -10,13 +10,15 @@ from threading import Event, Thread
 from types import SimpleNamespace
 from typing import Any
 
+import ray
 from commands import marks
 from ray.tune.experiment import Trial
+from tiny import start_ray
 
 from rllib_dreamer.cli.app import run
 from rllib_dreamer.cli.stopping import StopCondition, StoppableScheduler
 
-FILE = f"""
+FILE = """
 from ray import tune
 from ray.rllib.algorithms.ppo import PPOConfig
 config = (
@@ -24,7 +26,7 @@ config = (
     .environment("CartPole-v1")
     .debugging(seed=tune.grid_search([0, 1, 2]))
     .env_runners(num_env_runners=0)
-    .resources(num_cpus_for_main_process={os.cpu_count()})
+    .resources(num_cpus_for_main_process={cpus})
     .training(train_batch_size_per_learner=64, num_epochs=1, minibatch_size=64)
     .reporting(min_time_s_per_iteration=0)
 )
@@ -52,8 +54,9 @@ def test_nothing_is_started_once_a_stop_is_asked_for() -> None:
 
 def test_ctrl_c_starts_no_waiting_trial(tmp_path: Path) -> None:
     """Each trial takes all CPUs, so that two of the three wait."""
+    start_ray()
     file, folder = tmp_path / "seeds.py", tmp_path / "run"
-    file.write_text(FILE)
+    file.write_text(FILE.format(cpus=int(ray.cluster_resources()["CPU"])))
     over = Event()
 
     def interrupt() -> None:
