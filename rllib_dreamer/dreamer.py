@@ -372,8 +372,7 @@ class DreamerTorch(Algorithm):
         if "dreamer" in state:
             ours = state["dreamer"]
             self._agent_steps, self._updates = ours["agent_steps"], ours["updates"]
-            steps = self._updates * self.config.batch_size_B * self.config.batch_length_T
-            self._replayed_steps = ours.get("replayed_steps", steps)  # not in old checkpoints
+            self._replayed_steps = ours["replayed_steps"]
             self._training_steps = ours["training_steps"]
             self._ratio.set_state(ours["ratio"])
             self._episodes.set_state(ours["episodes"])

@@ -14,7 +14,6 @@ STATISTICS = (
     *("episode_len_mean", "episode_len_min", "episode_len_max"),
     EPISODE_SUCCESS_MEAN,
 )
-_FORMERLY_SAVED = ("episode_return_mean", "episode_len_mean")
 
 
 class EpisodeAverages:
@@ -58,9 +57,6 @@ class EpisodeAverages:
         """What `set_state` takes."""
         return list(self._iterations)
 
-    def set_state(self, state: Sequence[tuple[Any, ...]]) -> None:
-        """Goes on from a state; earlier versions saved (count, mean return, mean length)."""
-        self._iterations = [
-            (count, dict(found[0] if len(found) == 1 else zip(_FORMERLY_SAVED, found, strict=True)))
-            for count, *found in state
-        ]
+    def set_state(self, state: Sequence[tuple[int, dict[str, float]]]) -> None:
+        """Goes on where another one stopped."""
+        self._iterations = list(state)

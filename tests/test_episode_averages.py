@@ -49,11 +49,3 @@ def test_a_state_goes_on(before: int) -> None:
         broken.add(n, statistics(mean))
     resumed.set_state(broken.get_state())
     assert [resumed.add(n, statistics(mean)) for n, mean in given[before:]] == expected[before:]
-
-
-def test_a_state_of_an_earlier_version_goes_on() -> None:
-    averages = EpisodeAverages(window=3)
-    averages.set_state([(1, 10.0, 100.0), (1, 20.0, 200.0)])
-    latest = averages.add(1, statistics(30.0))
-    assert (latest["episode_return_mean"], latest["episode_len_mean"]) == (20.0, 110.0)
-    assert latest["episode_return_max"] == 31.0

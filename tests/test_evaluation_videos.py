@@ -124,6 +124,6 @@ def test_errors_name_the_field() -> None:
     with pytest.raises(ValueError, match="frames: got dtype int64"):
         videos.to_rgb(frames.astype(np.int64))
     with pytest.raises(ValueError, match="model, truth: got shapes"):
-        videos.open_loop_grid(frames, frames)
+        videos.open_loop_grid(frames, frames, context=0)
     with pytest.raises(ValueError, match="context: got 3; must be 0 to 2"):
         videos.open_loop_grid(frames[None], frames[None], context=3)

@@ -29,7 +29,7 @@ class Mark(NamedTuple):
 
     Attributes:
         name: The stem of the file, or algorithm and environment.
-        file: The file's path; None without one, and in marks of earlier versions.
+        file: The file's path; None without one.
     """
 
     name: str

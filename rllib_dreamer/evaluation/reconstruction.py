@@ -120,7 +120,7 @@ def frame_quality(model: Frames, truth: Frames) -> FrameQuality:
 def open_loop_quality(
     model: Frames,
     truth: Frames,
-    context: int = 5,
+    context: int,
     *,
     valid: NDArray[np.bool_] | None = None,
 ) -> OpenLoopQuality:

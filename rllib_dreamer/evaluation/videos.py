@@ -149,7 +149,7 @@ def poster_png(frame: Frames, *, min_side: int = 256) -> bytes:
 
 
 def open_loop_grid(
-    model: Frames, truth: Frames, context: int = 5, *, tile: int = 96, border: int = 3
+    model: Frames, truth: Frames, context: int, *, tile: int = 96, border: int = 3
 ) -> Images:
     """Lays out truth, model and error in three rows, one column per sequence.
 

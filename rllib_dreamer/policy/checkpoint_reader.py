@@ -88,12 +88,12 @@ def read_checkpoint(folder: Path) -> PolicyParts:
     positional, keywords = module["ctor_args_and_kwargs"]
     built = module["class"](*positional, **keywords)
     built.set_state(_load(folder, _MODULE / "module_state.pkl"))
-    ours = _load(folder, "algorithm_state.pkl").get("dreamer", {})
+    ours = _load(folder, "algorithm_state.pkl")["dreamer"]
     about = {
         "checkpoint": folder.name,
         "model_size": settings.get("model_size"),
-        "agent_steps": int(ours.get("agent_steps", 0)),
-        "action_repeat": ours.get("action_repeat"),  # None in checkpoints of earlier versions
+        "agent_steps": int(ours["agent_steps"]),
+        "action_repeat": ours["action_repeat"],
     }
     return PolicyParts(
         built.agent.cpu(),
