@@ -14,7 +14,7 @@ from reproduce_runs import SeedRun, write_json
 from rllib_dreamer.atomic import write_text
 from rllib_dreamer.cli.plot import find_references
 from rllib_dreamer.evaluation import plots
-from rllib_dreamer.evaluation.curves import Curve, Reference, Trial, band
+from rllib_dreamer.evaluation.curves import Curve, Reference, Trial
 from rllib_dreamer.evaluation.statistics import mean, stratified_bootstrap
 
 BEGIN, END = "<!-- results: written by make reproduce -->", "<!-- end of results -->"
@@ -149,7 +149,7 @@ def _row(
 
 
 def _published_return(reference: Reference, env_steps: float) -> str:
-    line = band(reference.env_steps, reference.episode_return)
+    line = reference.band()
     value = np.interp(env_steps, line.x, line.mean, left=np.nan, right=np.nan)
     return "-" if np.isnan(value) else _number(value)
 

@@ -55,15 +55,26 @@ find_python() {
         "\`make PYTHON=/path/to/python3.11\`"
 }
 
+version_of() {
+    "$1" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null
+}
+
+# Whether the environment is of the version that PYTHON names, if it names one.
+is_of_wanted_python() {
+    local wanted
+    [[ -n ${PYTHON:-} ]] || return 0
+    wanted=$(version_of "$PYTHON") && [[ $(version_of "$VENV/bin/python") == "$wanted" ]]
+}
+
 make_venv() {
     if "$VENV/bin/python" -c "$IS_SUPPORTED" 2>/dev/null &&
-        "$VENV/bin/python" -m pip --version >/dev/null 2>&1; then
+        "$VENV/bin/python" -m pip --version >/dev/null 2>&1 && is_of_wanted_python; then
         return
     fi
     local python version
     python=$(find_python)
     if ! "$python" -c 'import ensurepip, venv' 2>/dev/null; then
-        version=$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+        version=$(version_of "$python")
         apt_install "python$version-venv" ||
             fail "$python has no venv and pip; type: $(apt_line "python$version-venv")"
     fi

@@ -181,6 +181,12 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert "ray 2" in capsys.readouterr().out
 
 
+def test_without_words_the_help_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run([]) == 0
+    shown = capsys.readouterr()
+    assert "Usage: rllib" in shown.out and not shown.err
+
+
 def test_help_lists_the_shared_options(capsys: pytest.CaptureFixture[str]) -> None:
     for words in (["train", "--help"], ["train", "file", "--help"]):
         assert run(words) == 0

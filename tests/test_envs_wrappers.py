@@ -112,7 +112,7 @@ def test_large_numbers_whose_sum_overflows_are_let_through():
     wrappers.CheckedEnv(env, "robot").reset()
 
 
-@pytest.mark.parametrize("reward", [np.nan, np.inf, None, np.zeros(2), "much"])
+@pytest.mark.parametrize("reward", [np.nan, np.inf, 1e39, None, np.zeros(2), "much"])
 def test_bad_reward_is_named(reward):
     with pytest.raises(wrappers.EnvOutputError, match=r"step 1 .*key 'reward': the reward is"):
         run(reward=reward)

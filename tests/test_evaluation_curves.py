@@ -152,7 +152,7 @@ def test_references_are_complete(name: str) -> None:
             10 if name == "dmc_vision" else 5,
             reference.env_steps.size,
         )
-        line = curves.band(reference.env_steps, reference.episode_return)
+        line = reference.band()
         assert np.isfinite(line).all() and (line.low <= line.high).all()
 
 
@@ -163,6 +163,18 @@ def test_reference_values_and_gaps() -> None:
     assert 930 < walker.episode_return[:, -10:].mean() < 980
     pong = curves.load_reference("atari100k")["atari_pong"]
     assert np.isnan(pong.episode_return).sum() == 5 * pong.env_steps.size - 183
+    # Seed 0 has no score in the last cell, and counts there with its last one.
+    assert np.isnan(pong.episode_return[:, -1]).tolist() == [True, False, False, False, False]
+    scored = pong.episode_return[0, ~np.isnan(pong.episode_return[0])]
+    last = np.append(pong.episode_return[1:, -1], scored[-1])
+    assert pong.band().mean[-1] == pytest.approx(last.mean()) == pytest.approx(-5.0)
+
+
+def test_gaps_of_a_seed_are_interpolated() -> None:
+    table = np.array([[np.nan, 2.0, np.nan, 4.0, np.nan], [0.0] * 5])
+    line = curves.Reference("t", np.arange(5) * 10.0, table).band()
+    assert line.mean.tolist() == [0.0, 1.0, 1.5, 2.0, 2.0]
+    assert line.high.tolist() == [0.0, 2.0, 3.0, 4.0, 4.0]
 
 
 @pytest.mark.parametrize(

@@ -87,6 +87,8 @@ def test_open_loop_leaves_ended_sequences_out() -> None:
     np.testing.assert_array_equal(quality.ahead.sequences, [2, 1, 1])
     single = reconstruction.frame_quality(model[1], truth[1])
     np.testing.assert_allclose(quality.ahead.ssim[1:], single.ssim[3:5])
+    counted = reconstruction.frame_quality(model, truth).ssim[:, 2:][valid[:, 2:]]
+    assert quality.ahead.overall()["ssim"] == pytest.approx(counted.mean())
 
 
 def test_repeat_last_context_holds_the_frame_still() -> None:
@@ -98,9 +100,7 @@ def test_repeat_last_context_holds_the_frame_still() -> None:
 
 
 def test_head_errors_by_hand() -> None:
-    errors = reconstruction.head_errors(
-        [1.0, 2.0, 50.0], [1.0, 4.0, 0.0], [0.9, 0.4, 0.0], [1, 0, 1], valid=[True, True, False]
-    )
+    errors = reconstruction.head_errors([[1.0], [2.0]], [[1.0], [4.0]], [[0.9], [0.4]], [[1], [0]])
     assert errors.reward_mae == pytest.approx(1.0)
     assert errors.reward_rmse == pytest.approx(np.sqrt(2.0))
     assert errors.cont_brier == pytest.approx((0.01 + 0.16) / 2)

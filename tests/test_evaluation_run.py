@@ -20,7 +20,7 @@ from rllib_dreamer.envs import make_env
 from rllib_dreamer.evaluation.environments import build_env, check_spaces, frame_of
 from rllib_dreamer.evaluation.episodes import Episode, Rules, play
 from rllib_dreamer.evaluation.run import Clip, evaluate
-from rllib_dreamer.evaluation.world_model import AHEAD, CONTEXT, WorldModelProbe
+from rllib_dreamer.evaluation.world_model import AHEAD, CONTEXT, WorldModelProbe, _spread
 from rllib_dreamer.model.codec import Decoder
 from rllib_dreamer.model.distributions import FixedNoise
 from rllib_dreamer.policy import imagination
@@ -88,6 +88,18 @@ class TestWorldModel:
         assert len(quality.open_loop.ahead.step) == AHEAD
         assert quality.open_loop.ahead.sequences[0] == 61 - CONTEXT - AHEAD + 1
         assert found.windows is not None and found.windows["camera"].valid.all()
+
+    @pytest.mark.parametrize("episodes", [1, 20, 40, 1000])
+    def test_few_positions_of_each_episode_cover_all_of_their_length(self, episodes: int) -> None:
+        """As many of each as the probe takes: 1,000 frames, 40 windows."""
+        for total in (1000, 40):
+            each = -(-total // episodes)
+            phases = (np.arange(episodes) + 0.5) / episodes
+            found = np.concatenate([_spread(500, each, phase) for phase in phases])
+            assert found.min() >= 0 and found.max() < 500
+            quarters, _ = np.histogram(found, 4, (0, 500))
+            assert quarters.min() >= 0.9 * quarters.max()
+            assert len(np.unique(found)) == min(500, total, len(found))
 
     def test_open_loop_sees_nothing_after_the_context(self) -> None:
         policy = make_policy()

@@ -15,6 +15,8 @@ from typing import Any
 
 import pytest
 
+from rllib_dreamer.envs.rendering import INSTALL_HINT
+
 if sys.version_info >= (3, 11):
     import tomllib
 else:
@@ -220,6 +222,8 @@ def test_without_opengl_setup_says_the_one_line_to_type(tmp_path: Path) -> None:
     assert done.returncode != 0
     (line,) = done.stderr.splitlines()
     assert "apt-get install -y --no-install-recommends libegl1 libgl1" in line
+    packages = line.partition("--no-install-recommends ")[2]
+    assert f"--no-install-recommends {packages}`" in INSTALL_HINT
 
 
 def test_with_opengl_setup_is_quiet(tmp_path: Path) -> None:
@@ -228,8 +232,12 @@ def test_with_opengl_setup_is_quiet(tmp_path: Path) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
-def test_without_a_fitting_python_setup_says_how_to_name_one(tmp_path: Path) -> None:
-    environment = {"VENV": str(tmp_path / "venv"), "PYTHON": "no-such-python"}
+@pytest.mark.parametrize("made_before", [False, True])
+def test_without_a_fitting_python_setup_says_how_to_name_one(
+    made_before: bool, tmp_path: Path
+) -> None:
+    venv = fake_venv(tmp_path / "venv", gl_works=True) if made_before else tmp_path / "venv"
+    environment = {"VENV": str(venv), "PYTHON": "no-such-python"}
     done = run_script("bash", "scripts/setup.sh", "install", **environment)
     assert done.returncode != 0
     (line,) = done.stderr.splitlines()

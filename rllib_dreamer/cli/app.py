@@ -23,7 +23,6 @@ app = typer.Typer(
     cls=LazyGroup,
     help="Train and use RLlib algorithms.",
     add_completion=False,
-    no_args_is_help=True,
 )
 app.add_typer(train_app, name="train")
 
@@ -45,7 +44,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit code: 0 done, 1 the run failed, 2 wrong usage, 130 stopped by Ctrl-C.
     """
-    words = list(sys.argv[1:] if arguments is None else arguments)
+    words = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
     verbose = "-v" in words or "--verbose" in words
     command = typer.main.get_command(app)
     try:
@@ -78,7 +77,7 @@ def resume_without_path(words: list[str]) -> list[str]:
     Returns:
         The same, `--resume` followed by another option or by nothing as `--resume=`.
     """
-    following = [*words[1:], "-"]
+    following = [*words, "-"][1:]
     return [
         "--resume=" if word == "--resume" and after.startswith("-") else word
         for word, after in zip(words, following, strict=True)

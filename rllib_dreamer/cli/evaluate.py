@@ -151,8 +151,9 @@ def summary_lines(evaluation: Evaluation) -> list[str]:
         lines.append(f"posterior   {key}: SSIM {ssim:.3f}, PSNR {psnr:.1f} dB")
         if quality.open_loop is not None:
             ahead = quality.open_loop.ahead
+            means = ahead.overall()
             lines.append(
-                f"open loop   {key}: SSIM {ahead.ssim.mean():.3f}, PSNR {ahead.psnr.mean():.1f} dB "
+                f"open loop   {key}: SSIM {means['ssim']:.3f}, PSNR {means['psnr']:.1f} dB "
                 f"over {ahead.step[-1]} steps"
             )
     return lines

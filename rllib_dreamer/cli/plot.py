@@ -154,7 +154,7 @@ def _row(curve: curves.Curve, reference: curves.Reference | None) -> list[str]:
     spread = shared and seeds > 1
     row += [f"{steps.low[-1]:.1f} to {steps.high[-1]:.1f}" if spread else _BLANK]
     if reference is not None:
-        line = curves.band(reference.env_steps, reference.episode_return)
+        line = reference.band()
         there = np.interp(steps.x[-1:], line.x, line.mean, left=np.nan, right=np.nan)
         row += [_BLANK if np.isnan(there).all() else f"{there[0]:.1f}", f"{line.mean[-1]:.1f}"]
     row += [f"{steps.x[-1]:,.0f}", f"{hours.x[-1]:.2f}"] if shared else [_BLANK, _BLANK]

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -55,8 +55,6 @@ class Atari100kOptions:
     gray: bool = False
     max_frames: int = 108_000
     seed: int | None = None
-
-    family: ClassVar[str] = "atari"
 
     def __post_init__(self) -> None:
         """Checks each value; raises a ValueError that names the key."""

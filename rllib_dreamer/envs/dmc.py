@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -75,8 +75,6 @@ class DmcOptions:
     time_limit: int | None = None
     render: str = "fast"
     seed: int | None = None
-
-    family: ClassVar[str] = "dmc"
 
     def __post_init__(self) -> None:
         """Checks each value; raises a ValueError that names the key."""

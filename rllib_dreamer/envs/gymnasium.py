@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -24,8 +24,6 @@ class GymnasiumOptions:
     size: int | tuple[int, int] | None = None
     action_repeat: int = 1
     check_spaces: bool = True
-
-    family: ClassVar[str] = "gymnasium"
 
     def __post_init__(self) -> None:
         """Checks each value; raises a ValueError that names the key."""

@@ -4,9 +4,6 @@
 pick without it (GLFW) needs a display. Every env of this package therefore calls
 `setup_rendering()` in its own process before it imports any of them. A value set by the user always
 wins.
-
-`python -m rllib_dreamer.envs.rendering` draws one small picture and says which backend drew it, or
-names in one line the packages that are missing.
 """
 
 from __future__ import annotations
@@ -47,8 +44,8 @@ ALIASES = {
 
 INSTALL_HINT = (
     "install Mesa's EGL with `apt-get install --no-install-recommends libegl1 libgl1 "
-    "libgl1-mesa-dri libegl-mesa0` (or `libosmesa6`), or set MUJOCO_GL to a backend that works "
-    "on this machine"
+    "libgl1-mesa-dri libegl-mesa0 libglib2.0-0` (or `libosmesa6`), or set MUJOCO_GL to a backend "
+    "that works on this machine"
 )
 
 _state: dict[str, Any] = {"rendered": False, "forked_after_render": False, "owner": None}
@@ -192,45 +189,9 @@ def gl_errors() -> Iterator[None]:
 
 
 def _is_gl_error(error: Exception) -> bool:
-    words = ("opengl", "egl", "gladloadgl", "glgeterror", "osmesa", "glfw", "rendering backend")
+    words = (
+        *("opengl", "egl", "gladloadgl", "glgeterror", "osmesa", "glfw", "rendering backend"),
+        *("libgl", "libgthread"),  # what OpenCV misses
+    )
     text = f"{type(error).__name__} {error}".lower()
     return "GL" in type(error).__name__ or any(word in text for word in words)
-
-
-def draw_test_picture() -> str:
-    """Draws one 16x16 picture with MuJoCo and returns the backend that did it.
-
-    Raises:
-        RuntimeError: Nothing can be drawn on this machine; the message says what to install.
-    """
-    backend = setup_rendering()
-    with gl_errors():
-        import mujoco
-
-        model = mujoco.MjModel.from_xml_string(
-            "<mujoco><worldbody><light pos='0 0 3'/><geom size='1'/></worldbody></mujoco>"
-        )
-        data = mujoco.MjData(model)
-        mujoco.mj_forward(model, data)
-        note_rendering("mujoco")
-        with mujoco.Renderer(model, 16, 16) as renderer:
-            renderer.update_scene(data)
-            picture = renderer.render()
-    if picture.min() == picture.max():
-        raise RuntimeError(f"MUJOCO_GL={backend} draws an empty picture: {INSTALL_HINT}.")
-    return backend
-
-
-def main() -> int:
-    """Prints the backend that works, or the line that says what to install; returns 0 or 1."""
-    try:
-        backend = draw_test_picture()
-    except (RuntimeError, ValueError, ImportError) as error:
-        print(error, file=sys.stderr)
-        return 1
-    print(f"OpenGL rendering works (MUJOCO_GL={backend or 'default'}).")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -12,7 +12,7 @@ import logging
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -68,8 +68,6 @@ class RobosuiteOptions:
     seed: int | None = None
     kwargs: Mapping[str, Any] = field(default_factory=dict)
 
-    family: ClassVar[str] = "robosuite"
-
     def __post_init__(self) -> None:
         """Checks each value; raises a ValueError that names the key."""
         wrappers.require_choice("observation", self.observation, ("pixels", "proprio", "both"))
@@ -83,10 +81,22 @@ class RobosuiteOptions:
             self.object_state,
             "True, False or None",
         )
+        for name in ("robots", "cameras"):
+            given = getattr(self, name)
+            found = given if isinstance(given, (list, tuple)) else [given]
+            known = all(isinstance(x, str) for x in found) or (name, given) == ("robots", None)
+            wrappers.require(known, name, given, "a name or a list of names")
         cameras = self.camera_names
         wrappers.require(
             len(set(cameras)) == len(cameras) > 0, "cameras", cameras, "distinct names"
         )
+        wrappers.require(
+            self.controller is None or isinstance(self.controller, str),
+            "controller",
+            self.controller,
+            "None, a name or a .json file",
+        )
+        wrappers.require(isinstance(self.kwargs, Mapping), "kwargs", self.kwargs, "a dict")
 
     @property
     def camera_names(self) -> tuple[str, ...]:

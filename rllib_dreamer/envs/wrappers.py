@@ -23,6 +23,8 @@ from rllib_dreamer.spaces import flatten, is_image, leaf_spaces
 Options = TypeVar("Options")
 StepResult = tuple[Any, float, bool, bool, dict[str, Any]]
 
+_LARGEST_REWARD = float(np.finfo(np.float32).max)
+
 
 class EnvOutputError(ValueError):
     """An env returned something that is NaN, infinite or outside its declared space."""
@@ -301,8 +303,8 @@ class CheckedEnv(gym.Wrapper, gym.utils.RecordConstructorArgs):
             value = float(reward)
         except (TypeError, ValueError):
             value = math.nan
-        if not math.isfinite(value):
-            self._fail("reward", f"the reward is {reward!r}; it must be a finite number.")
+        if not abs(value) <= _LARGEST_REWARD:  # also of NaN
+            self._fail("reward", f"the reward is {reward!r}; it must be finite (as float32).")
         return value
 
     def _values(self, observation: Any) -> dict[str, Any]:

@@ -81,6 +81,19 @@ class Reference(NamedTuple):
     env_steps: Floats
     episode_return: Floats
 
+    def band(self) -> Band:
+        """The mean over the seeds with their range.
+
+        Scores in between are interpolated and the last one is held, so that the mean is over the
+        same seeds from where each has its first score.
+        """
+        filled = []
+        for returns in self.episode_return:
+            scored = ~np.isnan(returns)
+            x, y = self.env_steps[scored], returns[scored]
+            filled.append(np.interp(self.env_steps, x, y, left=math.nan))
+        return _band(self.env_steps, np.stack(filled))
+
 
 def find_trials(path: Path) -> list[Path]:
     """Finds the folders of trials at or below a path.
@@ -246,10 +259,10 @@ def average(trials: Sequence[Trial], axis: str = "env_steps", points: int = 200)
     returns = [
         np.interp(grid, x, trial.episode_return) for x, trial in zip(xs, trials, strict=True)
     ]
-    return band(grid, np.stack(returns))
+    return _band(grid, np.stack(returns))
 
 
-def band(x: Floats, returns: Floats) -> Band:
+def _band(x: Floats, returns: Floats) -> Band:
     """Averages returns over seeds.
 
     Args:

@@ -67,8 +67,9 @@ def _image_numbers(key: str, quality: ImageQuality) -> list[report.Number]:
     numbers = [report.Number(f"Reconstruction{name}", f"{ssim:.3f}", f"SSIM; PSNR {psnr:.1f} dB")]
     if quality.open_loop is not None:
         ahead = quality.open_loop.ahead
-        text = f"SSIM; PSNR {ahead.psnr.mean():.1f} dB, 1 to {ahead.step[-1]} steps ahead"
-        numbers.append(report.Number(f"Open loop{name}", f"{ahead.ssim.mean():.3f}", text))
+        means = ahead.overall()
+        text = f"SSIM; PSNR {means['psnr']:.1f} dB, 1 to {ahead.step[-1]} steps ahead"
+        numbers.append(report.Number(f"Open loop{name}", f"{means['ssim']:.3f}", text))
     return numbers
 
 

@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
 from numpy.typing import ArrayLike, NDArray
 
-from rllib_dreamer.evaluation.curves import Curve, Reference, average, band
+from rllib_dreamer.evaluation.curves import Curve, Reference, average
 from rllib_dreamer.evaluation.reconstruction import OpenLoopQuality, StepQuality
 from rllib_dreamer.evaluation.statistics import Summary
 
@@ -190,7 +190,7 @@ def draw_learning_curves(
 
 
 def _draw_reference(axis: Axes, reference: Reference, x_axis: str) -> None:
-    line = band(reference.env_steps, reference.episode_return)
+    line = reference.band()
     seeds = len(reference.episode_return)
     if x_axis == "hours":
         label = f"official at {EngFormatter(sep='')(line.x[-1])} env steps"

@@ -60,6 +60,14 @@ class StepQuality(NamedTuple):
     psnr_low: Floats
     psnr_high: Floats
 
+    def overall(self) -> dict[str, float]:
+        """Returns the mean "ssim" and "psnr" over all frames, whichever step they are of."""
+        weights = self.sequences
+        return {
+            "ssim": float(np.average(self.ssim, weights=weights)),
+            "psnr": float(np.average(self.psnr, weights=weights)),
+        }
+
     def as_dict(self) -> dict[str, list[float]]:
         """Returns plain lists, ready for JSON."""
         return {name: values.tolist() for name, values in self._asdict().items()}
@@ -73,7 +81,7 @@ class OpenLoopQuality(NamedTuple):
 
 
 class HeadErrors(NamedTuple):
-    """Errors of the reward and the continue head, means over all valid steps.
+    """Errors of the reward and the continue head, means over all steps.
 
     `reward_mae` and `reward_rmse` are in reward units, `cont_brier` is the mean squared error of
     the probability in [0, 1], `cont_accuracy` the share of steps with the right side of 1/2.
@@ -179,8 +187,6 @@ def head_errors(
     reward_truth: ArrayLike,
     cont_model: ArrayLike,
     cont_truth: ArrayLike,
-    *,
-    valid: NDArray[np.bool_] | None = None,
 ) -> HeadErrors:
     """Measures the reward and continue predictions.
 
@@ -190,24 +196,21 @@ def head_errors(
         cont_model: (...) predicted probabilities of going on, in [0, 1]. Divide out a discount
             that the head was trained on.
         cont_truth: (...) 0 on terminal steps, else 1.
-        valid: (...) which steps count; None means all.
 
     Returns:
         The errors.
 
     Raises:
-        ValueError: if the shapes differ or no step is valid.
+        ValueError: if the shapes differ or there is no step.
     """
-    arrays = [np.asarray(x, np.float64) for x in (reward_model, reward_truth)]
-    arrays += [np.asarray(x, np.float64) for x in (cont_model, cont_truth)]
-    mask = np.ones(arrays[0].shape, bool) if valid is None else np.asarray(valid, bool)
-    shapes = [x.shape for x in (*arrays, mask)]
-    if len(set(shapes)) > 1 or not mask.any():
+    given = (reward_model, reward_truth, cont_model, cont_truth)
+    rewards, real_rewards, conts, real_conts = arrays = [np.asarray(x, np.float64) for x in given]
+    shapes = [x.shape for x in arrays]
+    if len(set(shapes)) > 1 or not rewards.size:
         raise ValueError(
-            f"rewards and continues: got shapes {shapes} with {int(mask.sum())} valid steps; all "
-            "must have one shape and at least one valid step."
+            f"rewards and continues: got shapes {shapes}; all must have one shape, with at least "
+            "one step."
         )
-    rewards, real_rewards, conts, real_conts = (x[mask] for x in arrays)
     error = rewards - real_rewards
     return HeadErrors(
         reward_mae=float(np.abs(error).mean()),

@@ -336,8 +336,8 @@ def _write_csv(evaluation: Evaluation, path: Path) -> Path:
 
 
 def _open_loop(quality: Any) -> dict[str, Any] | None:
-    """Quality per step, and its mean over the steps ahead."""
+    """Quality per step, and its mean over the frames ahead."""
     if quality is None:
         return None
-    means = {name: float(getattr(quality.ahead, name).mean()) for name in ("ssim", "psnr")}
+    means = quality.ahead.overall()
     return {**means, "context": quality.context.as_dict(), "ahead": quality.ahead.as_dict()}

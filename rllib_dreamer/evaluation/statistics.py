@@ -16,6 +16,9 @@ from numpy.typing import ArrayLike, NDArray
 
 Statistic = Callable[[NDArray[np.float64]], NDArray[np.float64]]
 
+CONFIDENCE = 0.95
+"""Probability mass of every interval."""
+
 _RESAMPLES_PER_BLOCK = 2_000_000  # drawn scores held at once: 16 MB
 
 
@@ -89,7 +92,6 @@ def stratified_bootstrap(
     strata: list[NDArray[np.float64]],
     statistic: Statistic = interquartile_mean,
     *,
-    confidence: float = 0.95,
     resamples: int = 10_000,
     seed: int = 0,
 ) -> Interval:
@@ -98,7 +100,6 @@ def stratified_bootstrap(
     Args:
         strata: one array of scores (N_s,) per task or run; lengths may differ.
         statistic: (..., N) -> (...), applied to all strata joined.
-        confidence: probability mass of the interval, in (0, 1).
         resamples: number of bootstrap resamples, at least 1.
         seed: the same seed gives the same interval.
 
@@ -106,14 +107,10 @@ def stratified_bootstrap(
         The interval, in the unit of the scores.
 
     Raises:
-        ValueError: if `strata` is empty, a score is not finite or an option is out of range.
+        ValueError: if `strata` is empty, a score is not finite or `resamples` is out of range.
     """
     if not strata:
         raise ValueError("strata: got none; give at least one array of scores.")
-    if not 0.0 < confidence < 1.0:
-        raise ValueError(
-            f"confidence: got {confidence}; must lie strictly between 0 and 1, e.g. 0.95."
-        )
     if resamples < 1:
         raise ValueError(f"resamples: got {resamples}; must be at least 1, e.g. 10000.")
     checked = [_finite_scores(scores, "strata") for scores in strata]
@@ -124,25 +121,16 @@ def stratified_bootstrap(
         size = min(block, resamples - start)
         drawn = [rng.choice(scores, (size, scores.size)) for scores in checked]
         values.append(statistic(np.concatenate(drawn, axis=-1)))  # (size, N) -> (size,)
-    tail = (1.0 - confidence) / 2.0
+    tail = (1.0 - CONFIDENCE) / 2.0
     low, high = np.quantile(np.concatenate(values), [tail, 1.0 - tail])
     return Interval(float(low), float(high))
 
 
-def summarize(
-    scores: ArrayLike,
-    *,
-    strata: ArrayLike | None = None,
-    confidence: float = 0.95,
-    resamples: int = 10_000,
-    seed: int = 0,
-) -> Summary:
-    """Summarizes scores, with a stratified bootstrap interval of their IQM.
+def summarize(scores: ArrayLike, *, resamples: int = 10_000, seed: int = 0) -> Summary:
+    """Summarizes scores, with a bootstrap interval of their IQM.
 
     Args:
         scores: (N,) finite scores, N >= 1.
-        strata: (N,) label of the task or run of each score; None means a single stratum.
-        confidence: probability mass of the IQM's interval, in (0, 1).
         resamples: number of bootstrap resamples.
         seed: seed of the resampling.
 
@@ -150,12 +138,10 @@ def summarize(
         The summary.
 
     Raises:
-        ValueError: if `scores` is empty or not finite, or `strata` has another length.
+        ValueError: if `scores` is empty or not finite.
     """
     values = _finite_scores(scores, "scores")
-    low, high = stratified_bootstrap(
-        _split(values, strata), confidence=confidence, resamples=resamples, seed=seed
-    )
+    low, high = stratified_bootstrap([values], resamples=resamples, seed=seed)
     return Summary(
         n=values.size,
         mean=float(values.mean()),
@@ -173,7 +159,6 @@ def summarize_episodes(
     returns: ArrayLike,
     lengths: ArrayLike,
     *,
-    strata: ArrayLike | None = None,
     resamples: int = 10_000,
     seed: int = 0,
 ) -> EpisodeSummary:
@@ -182,7 +167,6 @@ def summarize_episodes(
     Args:
         returns: (N,) undiscounted return of each episode.
         lengths: (N,) length of each episode in agent steps.
-        strata: (N,) label of each episode's task or run; None means a single stratum.
         resamples: number of bootstrap resamples.
         seed: seed of the resampling.
 
@@ -198,8 +182,8 @@ def summarize_episodes(
             f"{np.shape(returns)}: give one return and one length per episode."
         )
     return EpisodeSummary(
-        summarize(returns, strata=strata, resamples=resamples, seed=seed),
-        summarize(lengths, strata=strata, resamples=resamples, seed=seed),
+        summarize(returns, resamples=resamples, seed=seed),
+        summarize(lengths, resamples=resamples, seed=seed),
     )
 
 
@@ -238,14 +222,3 @@ def _finite_scores(scores: ArrayLike, field: str) -> NDArray[np.float64]:
             "look for the environment that returns such a reward."
         )
     return values
-
-
-def _split(values: NDArray[np.float64], strata: ArrayLike | None) -> list[NDArray[np.float64]]:
-    if strata is None:
-        return [values]
-    labels = np.asarray(strata)
-    if labels.shape != values.shape:
-        raise ValueError(
-            f"strata: got shape {labels.shape}; must be {values.shape}, one label per score."
-        )
-    return [values[labels == label] for label in np.unique(labels)]

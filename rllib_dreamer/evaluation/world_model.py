@@ -99,6 +99,7 @@ class WorldModelProbe:
             for key, space in decoded.items()
             if isinstance(space, gym.spaces.Box) and not is_image(space)
         }
+        self.episodes = episodes
         self.frames_each = math.ceil(_RECONSTRUCTIONS / episodes)
         self.windows_each = math.ceil(_WINDOWS / episodes)
         self.quality: dict[str, list[FrameQuality]] = {key: [] for key in self.images}
@@ -116,7 +117,8 @@ class WorldModelProbe:
             end = min(start + imagination.AT_ONCE, len(episode.deter))
             steps = np.arange(start, end)[None]
             self.heads.append(self._heads(self._states(episode, steps), episode, steps))
-        chosen = _spread(len(episode.deter), self.frames_each)
+        phase = (episode.index + 0.5) / self.episodes
+        chosen = _spread(len(episode.deter), self.frames_each, phase)
         decoded = imagination.decode(self.agent, self._states(episode, chosen[None]))
         for key, space in self.images.items():
             truth = canonical(episode.obs[key][chosen], space)
@@ -126,7 +128,7 @@ class WorldModelProbe:
             self.errors[key][0].append(_squared_error(decoded[key][0], truth))
         length = min(CONTEXT + AHEAD, len(episode.deter))
         if length > CONTEXT:
-            starts = _spread(len(episode.deter) - length + 1, self.windows_each)
+            starts = _spread(len(episode.deter) - length + 1, self.windows_each, phase)
             self._open_loop(episode, starts[:, None] + np.arange(length))
 
     def result(self) -> WorldModelResult:
@@ -208,9 +210,14 @@ class WorldModelProbe:
         return padded
 
 
-def _spread(length: int, count: int) -> NDArray[np.int64]:
-    """At most `count` different positions, evenly spread over 0 .. length - 1."""
-    return np.unique(np.linspace(0, length - 1, min(count, length)).round().astype(np.int64))
+def _spread(length: int, count: int, phase: float) -> NDArray[np.int64]:
+    """At most `count` different positions, evenly spread over 0 .. length - 1.
+
+    The phase, in [0, 1), shifts them by that share of their distance, so that episodes with few
+    positions each cover all of their lengths together.
+    """
+    count = min(count, length)
+    return np.floor((np.arange(count) + phase) * length / count).astype(np.int64)
 
 
 def _pad(frames: np.ndarray, length: int) -> np.ndarray:
