@@ -9,6 +9,8 @@ summary and picture go to results/.
 
 from __future__ import annotations
 
+import ast
+import hashlib
 import json
 from fnmatch import filter as matching
 from pathlib import Path
@@ -104,6 +106,7 @@ def check_unchanged(name: str, experiment: Experiment, record: Path) -> None:
         ValueError: If the experiment was begun with other settings.
     """
     values = experiment._asdict() | {"episodes": EPISODES, "evaluation_seed": EVALUATION_SEED}
+    values |= {"code of file": code_digest(ROOT / experiment.file)}
     now = json.loads(json.dumps(values))
     if record.is_file():
         begun = json.loads(record.read_text())
@@ -116,6 +119,13 @@ def check_unchanged(name: str, experiment: Experiment, record: Path) -> None:
         return
     record.parent.mkdir(parents=True, exist_ok=True)
     write_json(record, now)
+
+
+def code_digest(file: Path) -> str:
+    """What changes with the code of a Python file, and not with its docstring and comments."""
+    module = ast.parse(file.read_text())
+    body = module.body[1:] if ast.get_docstring(module) is not None else module.body
+    return hashlib.sha256("\n".join(map(ast.dump, body)).encode()).hexdigest()
 
 
 if __name__ == "__main__":

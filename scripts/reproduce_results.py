@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,8 +20,9 @@ from rllib_dreamer.evaluation.statistics import mean, stratified_bootstrap
 
 BEGIN, END = "<!-- results: written by make reproduce -->", "<!-- end of results -->"
 COLUMNS = (
-    *("experiment", "task and protocol", "stop", "env steps", "seeds", "return, 95 % interval"),
-    *("seed by seed", "official there", "hours", "CPU-hours", "hardware", "commit"),
+    *("experiment", "task and protocol", "stop", "env steps", "seeds"),
+    *("greedy return, 95 % interval", "seed by seed", "training return", "official there"),
+    *("hours", "CPU-hours", "hardware", "commit"),
 )
 CSV_COLUMNS = ("env_steps", "hours", "episode_return")
 
@@ -45,7 +47,7 @@ class Results(NamedTuple):
         trials = {run.seed: run.curve() for run in begun}
         for seed, trial in trials.items():
             write_curve(folder / f"seed_{seed}.csv", trial)
-        summary = summarize(experiment, begun, trials[begun[0].seed].env)
+        summary = summarize(experiment, begun, trials)
         write_json(folder / "summary.json", summary)
         (folder / "curve.png").write_bytes(self.picture(name, experiment))
         write_rows(self.page, name, table_rows(name, experiment, summary))
@@ -82,30 +84,40 @@ def write_curve(path: Path, trial: Trial) -> None:
             table.writerow([f"{steps:.0f}", f"{hours:.5f}", f"{value:.6g}"])
 
 
-def summarize(experiment: Experiment, runs: list[SeedRun], env: str) -> dict[str, Any]:
+def summarize(
+    experiment: Experiment, runs: list[SeedRun], trials: Mapping[int, Trial]
+) -> dict[str, Any]:
     """Everything that was measured, in plain dicts and numbers.
 
     The interval is a bootstrap over episodes within each seed: it tells how well the policies
     were measured, not how much other seeds would differ.
+
+    Args:
+        experiment: The experiment.
+        runs: Its seeds.
+        trials: Their learning curves, by seed.
     """
     stops = []
     for number, stop in enumerate(experiment.stops):
-        seeds = [_summarize_seed(run, number) for run in runs if run.evaluated(number)]
+        done = [run for run in runs if run.evaluated(number)]
+        seeds = [_summarize_seed(run, number, trials[run.seed]) for run in done]
         if seeds:
             returns = [np.array(seed["episode_returns"]) for seed in seeds]
             interval = stratified_bootstrap(returns, mean)
             value = float(np.concatenate(returns).mean())
             stops.append({"stop": stop, "return": value, "interval": interval, "seeds": seeds})
-    return {"env": env, **experiment._asdict(), "stops": stops}
+    return {"env": trials[runs[0].seed].env, **experiment._asdict(), "stops": stops}
 
 
-def _summarize_seed(run: SeedRun, stop: int) -> dict[str, Any]:
+def _summarize_seed(run: SeedRun, stop: int, trial: Trial) -> dict[str, Any]:
     metrics, stretches = run.evaluate(stop), run.stretches(stop)
+    env_steps = metrics["policy"]["agent_steps"] * metrics["action_repeat"]
     return {
         "seed": run.seed,
         "return": metrics["returns"]["mean"],
         "episode_returns": metrics["episode_returns"],
-        "env_steps": metrics["policy"]["agent_steps"] * metrics["action_repeat"],
+        "training_return": float(np.interp(env_steps, trial.env_steps, trial.episode_return)),
+        "env_steps": env_steps,
         "hours": sum(s.seconds for s in stretches) / 3600,
         "cpu_hours": sum(s.cpu_seconds for s in stretches) / 3600,
         "stretches": [stretch._asdict() for stretch in stretches],
@@ -139,7 +151,7 @@ def _row(
         f"{steps:,.0f}",
         f"{len(seeds)} of {len(experiment.seeds)}",
         f"{_number(measured['return'])}, {_number(low)} to {_number(high)}",
-        ", ".join(_number(seed["return"]) for seed in seeds),
+        *(", ".join(_number(s[key]) for s in seeds) for key in ("return", "training_return")),
         "-" if reference is None else _published_return(reference, float(steps)),
         f"{hours:.2f}{pieces}",
         f"{cpu_hours:.2f}",

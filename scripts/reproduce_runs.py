@@ -26,7 +26,7 @@ from experiments import EPISODES, EVALUATION_SEED, Experiment
 
 from rllib_dreamer.atomic import write_text
 from rllib_dreamer.evaluation.curves import Trial, find_trials, read_trial
-from rllib_dreamer.hardware import available_cpus
+from rllib_dreamer.hardware import available_cpus, resolve_precision
 
 ROOT = Path(__file__).resolve().parents[1]
 RLLIB = [sys.executable, "-c", "from rllib_dreamer.cli import main; main()"]
@@ -227,9 +227,14 @@ def _git(*words: str) -> str:
 
 
 def hardware(cuda: bool) -> str:
-    """The machine in a few words: the GPU if it is used, else the processor and its CPUs."""
+    """The machine in a few words: the GPU if it is used, else the processor and its CPUs.
+
+    AMX is named because `precision="auto"` depends on it.
+    """
     count = available_cpus()
     cpus = f"{count} CPU{'s' if count > 1 else ''}"
+    if resolve_precision("auto", "cpu") is torch.bfloat16:
+        cpus += " with AMX"
     if cuda:
         return f"{torch.cuda.get_device_name()}, {cpus}"
     with contextlib.suppress(OSError), open("/proc/cpuinfo") as lines:

@@ -159,6 +159,12 @@ def test_what_was_begun_is_not_changed(tiny_experiment: Experiment, places: Plac
     reproduce.check_unchanged("tiny", tiny_experiment, record)
     with pytest.raises(ValueError, match=r"tiny was begun with other settings \(seeds\)"):
         reproduce.check_unchanged("tiny", tiny_experiment._replace(seeds=(4,)), record)
+    file = Path(tiny_experiment.file)
+    file.write_text(f'"""Described."""\n{file.read_text()}# commented\n')
+    reproduce.check_unchanged("tiny", tiny_experiment, record)
+    file.write_text(file.read_text().replace("horizon_H=2", "horizon_H=3"))
+    with pytest.raises(ValueError, match=r"other settings \(code of file\)"):
+        reproduce.check_unchanged("tiny", tiny_experiment, record)
 
 
 def test_an_unknown_experiment_is_refused(places: Places) -> None:
@@ -200,8 +206,11 @@ def test_a_seed_that_is_evaluated_elsewhere_is_left_alone(
         (evaluation / "episodes.csv").write_text("episode,seed,return\n0,0,1.0,\n1,1,3.0,\n")
         (tmp_path / "runs" / f"seed_{run.seed}_stretches.json").write_text(json.dumps([stretch]))
     (evaluation / "metrics.json").write_text(json.dumps(metrics))
-    (stop,) = reproduce_results.summarize(both, runs, "CartPole-v1")["stops"]
-    assert [seed["seed"] for seed in stop["seeds"]] == [4] and stop["return"] == 2.0
+    points = np.array([50.0, 150.0]), np.array([0.1, 0.2]), np.array([10.0, 30.0])
+    trials = {seed: Trial("trial", "CartPole-v1", *points) for seed in both.seeds}
+    (stop,) = reproduce_results.summarize(both, runs, trials)["stops"]
+    (seed,) = stop["seeds"]
+    assert (seed["seed"], seed["training_return"], stop["return"]) == (4, 20.0, 2.0)
 
 
 def test_a_gpu_is_asked_for(places: Places, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -251,14 +260,16 @@ def test_returns_of_sparse_tasks_keep_their_digits(value: float, text: str) -> N
         **{"stop": {"agent_steps": 10}, "return": value, "interval": [value, value]},
         "seeds": [
             {
-                **{"env_steps": 10, "return": value, "hours": 1.0, "cpu_hours": 1.0},
+                **{"env_steps": 10, "return": value, "training_return": value / 2},
+                **{"hours": 1.0, "cpu_hours": 1.0},
                 "stretches": [{"hardware": "CPU", "commit": "abc"}],
             }
         ],
     }
     experiment = reproduce_results.Experiment(file="x.py", protocol="P", seeds=(0,), stops=())
     (row,) = reproduce_results.table_rows("x", experiment, {"env": "x", "stops": [measured]})
-    assert f"| {text}, {text} to {text} | {text} |" in row
+    training = reproduce_results._number(value / 2)
+    assert f"| {text}, {text} to {text} | {text} | {training} | - |" in row
 
 
 def test_a_page_without_a_place_for_the_table_is_refused(tmp_path: Path) -> None:

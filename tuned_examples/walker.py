@@ -4,11 +4,12 @@
 
 Protocol: dm_control walker-walk, 64x64 RGB from camera 0, action repeat 2, so an episode is
 1,000 control steps and 500 agent steps. On a CUDA machine: the 12M model, with training ratio and
-batch (256, 16 x 64) as published for DMC vision and a replay of the newest 250,000 agent steps. On
-a CPU: the 1M model and smaller batches, settings that learn in hours on two cores.
-Expected: docs/results.md has ours. Published with 200M: 945 after 500,000 env steps and 962 after
-1,000,000, means of ten seeds (danijar/dreamerv3, scores/dmc_vision; `rllib plot --reference
-dmc_vision`). A random policy returns about 45, the best 1,000.
+batch (256, 16 x 64) of the official code's present dmc_vision preset and a replay of the newest
+250,000 agent steps. On a CPU: the 1M model and smaller batches, settings that learn in hours on two
+cores.
+Expected: docs/results.md has ours. Published: 945 after 500,000 env steps and 962 after 1,000,000,
+means of ten seeds (danijar/dreamerv3, scores/dmc_vision; `rllib plot --reference dmc_vision`). A
+random policy returns about 45, the best 1,000.
 Time: docs/results.md, with the hardware.
 """
 
