@@ -60,7 +60,6 @@ class DreamerCatalog(Catalog):
         self.loss_config = LossConfig(**given.get("loss", {}))
         self.initial_random_steps: int = given.get("initial_random_steps", 0)
         self.fuse = bool(given.get("compile", True))
-        self.latent_dims = (self.model_config.feat,)
 
     def obs_spec(self, key: str, space: gym.Space) -> ObsSpec:
         """The model's view of one observation leaf."""
@@ -124,7 +123,7 @@ def action_spec(key: str, space: gym.Space) -> ActionSpec:
     if discrete is not None:
         limits = tuple(discrete) if len(set(discrete)) > 1 else ()
         return ActionSpec("discrete", len(discrete), max(discrete), limits)
-    if isinstance(space, spaces.Box) and np.issubdtype(space.dtype, np.floating):
+    if isinstance(space, spaces.Box) and space.dtype in (np.float32, np.float64):
         bounds = np.stack([space.bounded_below, space.bounded_above])
         if bounds.any() and not bounds.all():
             raise ValueError(
@@ -133,8 +132,8 @@ def action_spec(key: str, space: gym.Space) -> ActionSpec:
             )
         return ActionSpec("continuous", int(np.prod(space.shape, dtype=int)))
     raise ValueError(
-        f"action_space[{key!r}] = {space} is not supported: use a floating-point Box, Discrete, "
-        "MultiDiscrete, MultiBinary, or a Dict or Tuple of these."
+        f"action_space[{key!r}] = {space} is not supported: use a Box of float32 or float64, "
+        "Discrete, MultiDiscrete, MultiBinary, or a Dict or Tuple of these."
     )
 
 

@@ -14,8 +14,9 @@ from rllib_dreamer.dreamer_catalog import DreamerCatalog
 from rllib_dreamer.dreamer_env_runner import DreamerEnvRunner, RecordingEnvRunner
 from rllib_dreamer.dreamer_torch_rl_module import DreamerTorchRLModule
 from rllib_dreamer.envs import validate_env
-from rllib_dreamer.learner_scaling import PARTS, Scaled, scale_config
+from rllib_dreamer.learner_scaling import Scaled, scale_config
 from rllib_dreamer.model.sizes import LossConfig, model_config
+from rllib_dreamer.part_rates import PARTS, PartRate
 from rllib_dreamer.setting_ranges import RANGES, UNUSED, WITHOUT_EFFECT, is_number, is_rate
 
 if TYPE_CHECKING:
@@ -24,25 +25,13 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _OTHERS = ("self", "kwargs", "__class__")  # locals of `training` that are no settings
-
-
-class _PartRate:
-    """The learning rate of a part of the agent: where none is set it reads as `lr`.
-
-    A value that is set, or None, lies in the config's dict under the field's own name.
-    """
-
-    def __set_name__(self, owner: type, name: str) -> None:
-        self._name = name
-
-    def __get__(self, config: DreamerConfig | None, owner: type) -> Any:
-        if config is None:
-            return self
-        own = config.__dict__[self._name]
-        return config.lr if own is None else own
-
-    def __set__(self, config: DreamerConfig, value: Any) -> None:
-        config.__dict__[self._name] = value
+_OF_TRAINING = {
+    "model_size": "`model_size`",
+    "compile": "`compile`",
+    "initial_random_steps": "`initial_random_steps`",
+    "loss": "`horizon_H`, `gamma`, `loss_scales` and the others",
+}
+"""Keys of the RLModule's `model_config` that are written by us, and what sets them."""
 
 
 class DreamerConfig(AlgorithmConfig):
@@ -59,9 +48,9 @@ class DreamerConfig(AlgorithmConfig):
         config.build_algo().train()
     """
 
-    world_model_lr = _PartRate()
-    actor_lr = _PartRate()
-    critic_lr = _PartRate()
+    world_model_lr = PartRate()
+    actor_lr = PartRate()
+    critic_lr = PartRate()
 
     def __init__(self, algo_class: type | None = None) -> None:
         """Sets the published values."""
@@ -207,7 +196,8 @@ class DreamerConfig(AlgorithmConfig):
             cuda_graphs: Whether a learner on CUDA captures its forward and backward pass in a CUDA
                 graph, after a few updates, and replays that from then on; not with several
                 learners. Never run on a GPU so far, so it is off. Elsewhere it changes nothing.
-            learner_threads: CPU threads of each learner; "auto" takes what the machine has.
+            learner_threads: CPU threads of each learner; "auto" takes the CPUs asked for if more
+                than one, else all of the machine shared among the learners.
             replay_capacity: Steps that the replay holds.
             replay_online: Whether every fresh sequence is replayed once before any is drawn.
             replay_context: Whether a replayed sequence starts from stored latents, else from
@@ -304,6 +294,7 @@ class DreamerConfig(AlgorithmConfig):
             if not holds(given := getattr(self, name)):
                 self._value_error(f"`{name}`={given!r} must be {allowed}.")
         self._validate_loss_scales()
+        self._validate_model_config()
         self._validate_batches()
         self._validate_combinations()
 
@@ -328,6 +319,11 @@ class DreamerConfig(AlgorithmConfig):
             self._value_error(
                 f"`cuda_graphs`=True is for one learner, `num_learners` is {self.num_learners}: "
                 "set it to False."
+            )
+        if self.batch_mode != "truncate_episodes" and not self.in_evaluation:
+            self._value_error(
+                f"`batch_mode`={self.batch_mode!r} would lose the steps of episodes that have not "
+                "ended: leave it out, the replay takes episodes in pieces."
             )
         if self.optimizer == "adam" and self.weight_decay:
             self._value_error(
@@ -382,6 +378,15 @@ class DreamerConfig(AlgorithmConfig):
                 f"{sorted(LossConfig().scales)}."
             )
 
+    def _validate_model_config(self) -> None:
+        """Refuses what would contradict the settings of `training`, which others read too."""
+        for given in (self._model_config, getattr(self._rl_module_spec, "model_config", None)):
+            for name in _OF_TRAINING.keys() & (given if isinstance(given, dict) else {}):
+                self._value_error(
+                    f"`model_config` has a key {name!r}: leave it out, and set "
+                    f"{_OF_TRAINING[name]} by `training(...)`."
+                )
+
     @property
     def loss_config(self) -> LossConfig:
         """The constants of the losses."""
@@ -392,7 +397,7 @@ class DreamerConfig(AlgorithmConfig):
             scales["critic"] = scales["repval"] = 0.0
         return LossConfig(
             horizon=self.horizon_H,
-            discount_horizon=1.0 / (1.0 - self.gamma),
+            discount=self.gamma,
             lam=self.gae_lambda,
             free_nats=self.free_nats,
             entropy_scale=self.entropy_scale,

@@ -12,13 +12,14 @@ from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.core.learner.torch.torch_learner import TorchLearner
 from torch import Tensor
 
-from rllib_dreamer.dreamer_config import PARTS, DreamerConfig
+from rllib_dreamer.dreamer_config import DreamerConfig
 from rllib_dreamer.dreamer_torch_rl_module import DreamerTorchRLModule
 from rllib_dreamer.hardware import prepare_cpu, resolve_precision
 from rllib_dreamer.model import ops
 from rllib_dreamer.model.agent import Agent
 from rllib_dreamer.model.cuda_graphs import Captured, CudaRecorder
 from rllib_dreamer.model.optim import Adam, LaProp
+from rllib_dreamer.part_rates import PARTS
 
 GRAD_NORM = (DEFAULT_MODULE_ID, "grad_norm")
 UPDATE_NORM = (DEFAULT_MODULE_ID, "update_norm")
@@ -217,9 +218,14 @@ class DreamerTorchLearner(TorchLearner):
         """Restores moments and counts; settings stay the config's, which a resumed run may change.
 
         The learning rate of a schedule is that of the checkpoint: it depends on steps done.
+
+        Raises:
+            ValueError: If it is the state of another kind of optimizer.
         """
         kept = {}
         for name, optimizer in self._named_optimizers.items():
+            if name in state:
+                _check_kind(optimizer, state[name]["state"])
             scheduled = self._optimizer_lr_schedules[optimizer].use_schedule
             keys = OPTIMIZER_SETTINGS if scheduled else ("lr", *OPTIMIZER_SETTINGS)
             kept[name] = [{k: g[k] for k in keys if k in g} for g in optimizer.param_groups]
@@ -242,6 +248,19 @@ class DreamerTorchLearner(TorchLearner):
             if "cuda" in rng and self._device.type == "cuda":
                 cuda = torch.as_tensor(rng["cuda"], dtype=torch.uint8)
                 torch.cuda.set_rng_state(cuda, self._device)
+
+
+def _check_kind(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
+    """Refuses the state of Adam for LaProp and the other way round: their moments differ."""
+    ours, saved = (
+        "laprop" if "agc" in x["param_groups"][0] else "adam"
+        for x in (optimizer.state_dict(), state)
+    )
+    if ours != saved:
+        raise ValueError(
+            f"optimizer={ours!r} cannot go on from the state of {saved!r} in the checkpoint: set "
+            f"optimizer={saved!r}."
+        )
 
 
 def _own_tensors(optimizer: torch.optim.Optimizer) -> None:

@@ -116,7 +116,7 @@ def telling_refusals(group: LearnerGroup, state: str) -> Iterator[None]:
             raise
         raise RuntimeError(
             f"the learners could not take the state {state}, see their error in the log: "
-            "model_size, model_config and the spaces of the env must be those of the "
+            "model_size, model_config, optimizer and the spaces of the env must be those of the "
             "checkpoint. This algorithm is of no more use, build a new one."
         ) from error
 

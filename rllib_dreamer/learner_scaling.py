@@ -13,10 +13,9 @@ from typing import Any, NamedTuple
 
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 
-WARMUP_SHARE = 0.1
-PARTS = ("world_model", "actor", "critic")
-"""The parts of the agent that may have their own learning rates."""
+from rllib_dreamer.part_rates import PARTS
 
+WARMUP_SHARE = 0.1
 RATES = ("lr", *(f"{part}_lr" for part in PARTS))
 _DIGITS = 6
 

@@ -46,7 +46,7 @@ def default_chunk_length(capacity: int) -> int:
     return max(1, min(MAX_CHUNK_LENGTH, capacity // MIN_CHUNKS))
 
 
-def _require(condition: bool, field: str, given: object, allowed: str) -> None:
+def _check_argument(condition: bool, field: str, given: object, allowed: str) -> None:
     if not condition:
         raise ValueError(f"{field} is {given!r}, allowed is {allowed}: change {field}")
 
@@ -100,15 +100,15 @@ class Replay:
         Raises:
             ValueError: An argument is out of range, or memory or disk do not suffice.
         """
-        _require(batch_size >= 1, "batch_size_B", batch_size, ">= 1")
-        _require(batch_length >= 1, "batch_length_T", batch_length, ">= 1")
-        _require(capacity >= 2, "replay_capacity", capacity, ">= 2")
+        _check_argument(batch_size >= 1, "batch_size_B", batch_size, ">= 1")
+        _check_argument(batch_length >= 1, "batch_length_T", batch_length, ">= 1")
+        _check_argument(capacity >= 2, "replay_capacity", capacity, ">= 2")
         chunk_length = default_chunk_length(capacity) if chunk_length is None else chunk_length
         allowed = f"1 to replay_capacity // 2 = {capacity // 2}"
-        _require(1 <= chunk_length <= capacity // 2, "chunk_length", chunk_length, allowed)
+        _check_argument(1 <= chunk_length <= capacity // 2, "chunk_length", chunk_length, allowed)
         num_chunks = capacity // chunk_length
         least = f">= {batch_length + chunk_length} (steps), one chunk and batch_length_T"
-        _require(
+        _check_argument(
             (num_chunks - 1) * chunk_length >= batch_length, "replay_capacity", capacity, least
         )
         self.batch_size, self.batch_length = batch_size, batch_length
@@ -300,9 +300,11 @@ class Replay:
         values["deter"] = to_half(values["deter"])
         with self._lock:
             stored = self._index.stored(index)
-            rows = (index if stored.all() else index[stored]) % self._storage.num_rows
+            if not stored.all():
+                index = index[stored]
+                values = {name: value[stored] for name, value in values.items()}
             for name, value in values.items():
-                self._storage.columns[name][rows] = value if stored.all() else value[stored]
+                self._storage.columns[name][index % self._storage.num_rows] = value
 
     # Saving.
 
@@ -362,8 +364,8 @@ class Replay:
         """Reads what `save` wrote; unpickles nothing.
 
         Args:
-            path: The directory. Capacity, batch size and batch length may differ from the saved
-                replay's, its spaces and latents may not.
+            path: The directory. Batch size and batch length may differ from the saved replay's, and
+                so may the capacity of a replay in memory; its spaces and latents may not.
 
         Raises:
             ValueError: Nothing was saved to its end there, the saved columns differ, or the steps

@@ -58,7 +58,9 @@ def _fill(name: str, column: Column, values: Any, count: int, filled: int) -> np
     return out
 
 
-def _require(valid: np.ndarray, name: str, values: np.ndarray, episode: SingleAgentEpisode) -> None:
+def _check_values(
+    valid: np.ndarray, name: str, values: np.ndarray, episode: SingleAgentEpisode
+) -> None:
     """Refuses a chunk with a value that is not `valid`, naming the first one."""
     if valid.all():
         return
@@ -79,7 +81,7 @@ def _rewards(episode: SingleAgentEpisode, first_reward: float, count: int) -> np
     values, first = _read(episode.rewards)
     rewards = np.empty(len(episode) + 1)
     rewards[0], rewards[1:] = first_reward, values[first:]
-    _require(np.abs(rewards) <= _LARGEST, "reward", rewards, episode)  # False for NaN, too
+    _check_values(np.abs(rewards) <= _LARGEST, "reward", rewards, episode)  # False for NaN, too
     return rewards[:count].astype(np.float32)
 
 
@@ -127,7 +129,7 @@ def episode_steps(
         name = f"obs/{key}"
         steps[name] = _fill(name, layout[name], value[first:], count, count)
         if layout[name].dtype.kind == "f":
-            _require(steps[name] < np.inf, name, steps[name], episode)  # False for NaN, too
+            _check_values(steps[name] < np.inf, name, steps[name], episode)  # False for NaN, too
     actions, first = _read(episode.actions)
     for key, value in flatten(actions, action_space, root="action").items():
         name = f"action/{key}"

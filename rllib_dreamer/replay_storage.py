@@ -96,7 +96,7 @@ def to_half(values: np.ndarray) -> np.ndarray:
     threads, for which a busy machine would make the caller wait much longer than the work takes.
     """
     if values.dtype != np.float32:
-        return values.astype(np.float16)
+        return values.astype(np.float16, copy=False)
     if not (values.flags.c_contiguous and values.flags.writeable):
         values = values.copy()  # PyTorch warns of read-only arrays
     source = torch.from_numpy(values)

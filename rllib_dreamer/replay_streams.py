@@ -121,12 +121,12 @@ class StreamIndex:
         If a piece of the episode before `t` never arrived, what follows it counts as an episode of
         its own.
         """
-        if self.continued(episode, t):
+        if self.continued(episode, t) is not None:
             return self._episodes[episode]
         if episode in self._episodes:
             self._release(self._episodes[episode])
         if self._free:
-            number = self._free.pop()
+            number = self._free.pop(0)  # of the env that ended first, which begins first
         else:
             number, self._next_stream = self._next_stream, self._next_stream + 1
             self.streams[number] = Stream()

@@ -252,7 +252,7 @@ def loss_config(config: Mapping[str, Any]) -> LossConfig:
     scales = {LOSS_NAMES.get(key, key): value for key, value in official["loss_scales"].items()}
     return LossConfig(
         horizon=config["H"],
-        discount_horizon=official["horizon"],
+        discount=1.0 - 1.0 / official["horizon"],
         lam=imagined["lam"],
         free_nats=official["dyn"]["rssm"]["free_nats"],
         entropy_scale=imagined["actent"],

@@ -116,7 +116,7 @@ def posterior_outputs(golden: Golden, agent: Agent, recording: Recording) -> dic
         "prior_logit": prior_logits,
         "kl": kl["dyn"],
         "reward_logit": reward.logits,
-        "reward_pred": reward.mode(),
+        "reward_pred": reward.mean,
         "con_logit": agent.world.cont(feat).logit,
     }
     start = 0
@@ -164,7 +164,7 @@ def imagined_outputs(golden: Golden, agent: Agent, recording: Recording) -> dict
         "imag/reward": args["reward"],
         "imag/con": args["cont"],
         "imag/value": args["value"],
-        "imag/slowvalue": agent.behavior.slow_critic(feat).mode(),
+        "imag/slowvalue": agent.behavior.slow_critic(feat).mean,
         "imag/value_logit": critic.logits,
         "imag/weight": args["cont"].cumprod(1),
         "imag/ret": returns,
@@ -204,8 +204,8 @@ def replay_outputs(golden: Golden, agent: Agent, recording: Recording) -> dict[s
     return {
         "repl/boot": args["boot"],
         "repl/ret": returns,
-        "repl/value": critic.mode(),
-        "repl/slowvalue": agent.behavior.slow_critic(feat).mode(),
+        "repl/value": critic.mean,
+        "repl/slowvalue": agent.behavior.slow_critic(feat).mean,
         "repl/value_logit": critic.logits,
     }
 

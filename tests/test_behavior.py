@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from golden_export import TINY, agent_and_batch
+from golden_export import TINY, agent_and_batch, discrete
 from golden_run import gradient_norms, record
 from torch import Tensor, nn
 
@@ -190,7 +190,7 @@ def test_losses_follow_the_equations(agent: Agent, batch: dict[str, Tensor]) -> 
         advantage = (returns[:, i] - args["value"][:, i]) / scale
         actor = -weight * (log_prob * advantage + agent.loss.entropy_scale * entropy)
         torch.testing.assert_close(recording.output.losses["actor"][:, i], actor)
-        dist, slow_value = critic(trajectory.feat[:, i]), slow(trajectory.feat[:, i]).mode()
+        dist, slow_value = critic(trajectory.feat[:, i]), slow(trajectory.feat[:, i]).mean
         regular = agent.loss.slow_regularization * dist.loss(slow_value)
         expected = weight * (dist.loss(returns[:, i]) + regular)
         torch.testing.assert_close(recording.output.losses["critic"][:, i], expected)
@@ -254,3 +254,12 @@ def test_pad_last() -> None:
     x = torch.tensor([[1.0, 2.0]])
     assert pad_last(x).tolist() == [[1.0, 2.0, 2.0]]
     assert ops.lambda_return(pad_last(x), pad_last(x), pad_last(x), 1.0).shape == x.shape
+
+
+@pytest.mark.parametrize(("classes", "told"), [(1, False), (2, True)])
+def test_randomness_is_told_where_there_is_a_choice(classes: int, told: bool) -> None:
+    agent, batch = agent_and_batch(CASE._replace(actions={"key": discrete(classes)}))
+    with torch.no_grad():
+        metrics = agent(batch).metrics
+    assert ("actor_randomness" in metrics) == told
+    assert all(torch.isfinite(x).all() for x in metrics.values())

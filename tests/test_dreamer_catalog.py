@@ -123,7 +123,8 @@ HALF = spaces.Box(np.array([0, -1], np.float32), np.array([np.inf, 1], np.float3
 @pytest.mark.parametrize(
     ("action", "message"),
     [
-        (spaces.Box(0, 5, (2,), np.int64), r"action_space\['action'\].*floating-point Box"),
+        (spaces.Box(0, 5, (2,), np.int64), r"action_space\['action'\].*Box of float32 or float64"),
+        (spaces.Box(-5, 5, (2,), np.float16), r"float16\) is not supported: use a Box of float32"),
         (spaces.Dict({"say": spaces.Text(5)}), r"action_space\['say'\].*not supported"),
         (spaces.Box(0, np.inf, (2,), np.float32), "is bounded in part: .* both bounds"),
         (HALF, "is bounded in part"),

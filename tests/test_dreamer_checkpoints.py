@@ -36,9 +36,9 @@ from tiny import (
 )
 
 from rllib_dreamer import checkpoint
-from rllib_dreamer.dreamer import DreamerTorch
-from rllib_dreamer.dreamer_config import PARTS
+from rllib_dreamer.dreamer import DreamerConfig, DreamerTorch
 from rllib_dreamer.model.distributions import FixedNoise
+from rllib_dreamer.part_rates import PARTS
 
 HERE = Path(__file__).resolve().parent
 MODULE = "learner_group/learner/rl_module"
@@ -95,6 +95,19 @@ def test_restoring_into_an_algorithm(saved: Any) -> None:
             dict(algo.env_runner.module.agent.state_dict()),
             {k: saved[1]["parameters"][k] for k in algo.env_runner.module.agent.state_dict()},
         )
+
+
+@pytest.mark.parametrize(("first", "second"), [("laprop", "adam"), ("adam", "laprop")])
+def test_the_state_of_another_optimizer_is_refused(first: str, second: str, tmp_path: Path) -> None:
+    def config(optimizer: str) -> DreamerConfig:
+        return tiny_config(CountingEnv, training={"optimizer": optimizer}, length=30)
+
+    with built(config(first)) as algo:
+        train_until(algo, 2)
+        path = algo.save_to_path(tmp_path / "saved")
+    message = f"optimizer='{second}' cannot go on from the state of '{first}'.*='{first}'"
+    with built(config(second)) as algo, pytest.raises(ValueError, match=message):
+        algo.restore_from_path(path)
 
 
 def test_building_from_a_checkpoint(saved: Any) -> None:

@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 from ray.rllib.algorithms.dreamerv3 import DreamerV3Config
 from ray.rllib.core.rl_module.default_model_config import DefaultModelConfig
+from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 from tiny import MODEL, CountingEnv, RandomEnv, tiny_config
 
 from rllib_dreamer.dreamer import DreamerConfig, DreamerTorch
-from rllib_dreamer.dreamer_catalog import model_settings
+from rllib_dreamer.dreamer_catalog import DreamerCatalog, model_settings
 from rllib_dreamer.model.sizes import LossConfig
 
 REFUSED = {
@@ -118,6 +119,37 @@ def test_a_part_of_rllib_that_would_do_harm_is_refused(name: str, value: Any, in
     public = name.removeprefix("_")
     with pytest.raises(ValueError, match=f"`{public}`=.* is not used: {instead}"):
         config.validate()
+
+
+def test_pieces_of_episodes_are_not_thrown_away() -> None:
+    config = tiny_config().env_runners(batch_mode="complete_episodes")
+    with pytest.raises(ValueError, match="`batch_mode`='complete_episodes' would lose the steps"):
+        config.validate()
+    evaluated = tiny_config().evaluation(evaluation_interval=1)
+    evaluated.validate()
+    runners = evaluated.get_evaluation_config_object()
+    assert runners is not None and runners.batch_mode == "complete_episodes"
+    runners.validate()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "setting"),
+    [
+        ("loss", {"slow_rate": 0.05}, "`horizon_H`"),
+        ("model_size", "12M", "`model_size`"),
+        ("compile", False, "`compile`"),
+        ("initial_random_steps", 5, "`initial_random_steps`"),
+    ],
+)
+def test_the_model_config_cannot_contradict_the_training(
+    name: str, value: Any, setting: str
+) -> None:
+    message = f"`model_config` has a key '{name}': leave it out, and set {setting}"
+    with pytest.raises(ValueError, match=message):
+        tiny_config(model={name: value}).validate()
+    spec = RLModuleSpec(catalog_class=DreamerCatalog, model_config={name: value})
+    with pytest.raises(ValueError, match=message):
+        tiny_config().rl_module(rl_module_spec=spec).validate()
 
 
 def test_offline_data_is_refused() -> None:

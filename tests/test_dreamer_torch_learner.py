@@ -21,12 +21,12 @@ from tiny import (
 )
 
 from rllib_dreamer.dreamer import DreamerTorch
-from rllib_dreamer.dreamer_config import PARTS
 from rllib_dreamer.learner_calls import update_learners
 from rllib_dreamer.model import ops
 from rllib_dreamer.model.agent import Agent
 from rllib_dreamer.model.distributions import FixedNoise
 from rllib_dreamer.model.optim import LaProp
+from rllib_dreamer.part_rates import PARTS
 
 Batch = dict[str, np.ndarray]
 

@@ -24,6 +24,7 @@ RANKS = {
     "dreamer_catalog": 6,
     "dreamer_env_runner": 7,
     "setting_ranges": 7,
+    "learner_scaling": 7,
     "dreamer_torch_rl_module": 7,
     "dreamer_config": 8,
     "dreamer_torch_learner": 9,
@@ -38,7 +39,7 @@ LEAVES |= {"model.cuda_graphs", "model.kernels", "model.kernels_build", "model.k
 DEFERRED = {"dreamer_config": {"dreamer", "dreamer_torch_learner"}}
 KERNELS = {"model.fuse", "model.kernels", "model.kernels_build", "model.kernels_rssm"}
 LEAVES |= {"box_checks", "checkpoint", "episode_averages", "hardware", "learner_calls"}
-LEAVES |= {"learner_scaling", "sampling", "spaces", "training_ratio"}
+LEAVES |= {"part_rates", "sampling", "spaces", "training_ratio"}
 # Everything but the model may import it, other leaves too.
 BASE = "atomic"
 LEAVES |= {BASE}

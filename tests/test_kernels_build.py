@@ -103,9 +103,16 @@ def test_a_cache_folder_that_cannot_be_written_to(unbuilt: Path) -> None:
     assert path.exists() and unbuilt not in path.parents
 
 
+def test_a_compiler_may_have_arguments(unbuilt: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (compiler,) = kernels_build.find_compiler()
+    monkeypatch.setenv("CC", f"env LC_ALL=C {compiler}")
+    assert kernels_build.find_compiler()[1:] == ["LC_ALL=C", compiler]
+    assert kernels.available()
+
+
 def test_a_compiler_that_knows_few_flags(unbuilt: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     simple = unbuilt / "simple-cc"
-    compiler = kernels_build.find_compiler()
+    (compiler,) = kernels_build.find_compiler()
     flags = "*-fopenmp\\ *|*-mprefer*|*-march*"
     simple.write_text(f'#!/bin/sh\ncase "$*" in {flags}) exit 1;; esac\nexec {compiler} "$@"\n')
     simple.chmod(0o755)

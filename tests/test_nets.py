@@ -111,9 +111,9 @@ def test_an_untrained_agent_has_zero_heads_and_an_undecided_actor() -> None:
         specs, {"action": ActionSpec("continuous", 2)}, model_config("1M"), LossConfig()
     )
     feat = torch.randn(5, agent.world.config.feat)
-    assert agent.world.reward(feat).mode().count_nonzero() == 0
-    assert agent.behavior.critic(feat).mode().count_nonzero() == 0
-    assert agent.behavior.slow_critic(feat).mode().count_nonzero() == 0
+    assert agent.world.reward(feat).mean.count_nonzero() == 0
+    assert agent.behavior.critic(feat).mean.count_nonzero() == 0
+    assert agent.behavior.slow_critic(feat).mean.count_nonzero() == 0
     dist = agent.behavior.actor(feat)["action"]
     assert dist.mean.abs().max() < 0.1
     torch.testing.assert_close(dist.std, torch.full_like(dist.std, 0.893), rtol=0.02, atol=0)

@@ -110,6 +110,15 @@ def test_envs_side_by_side_keep_to_their_streams() -> None:
     check_alignment(replay.sample())
 
 
+def test_envs_that_end_together_keep_to_their_streams() -> None:
+    replay = make(capacity=2000, batch_size=64)
+    envs = [Env(env) for env in range(3)]
+    for end in (None, "terminated", None, "truncated", None, None):
+        replay.add([env.run(4, end=end) for env in envs])
+    env_of = replay.sample()["obs/vector"][..., 0] // 10_000
+    assert (env_of == env_of[:, :1]).all()
+
+
 def test_abandoned_episode_ends_where_the_next_begins() -> None:
     replay, env, other = make(batch_size=64), Env(), Env(1)
     replay.add([env.run(6)])

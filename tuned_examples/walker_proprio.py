@@ -3,8 +3,8 @@
     rllib train file tuned_examples/walker_proprio.py
 
 Protocol: dm_control walker-walk, proprioception only, action repeat 1 as in the official code's
-present dmc_proprio preset (size 1M, training ratio 1024, 16 envs, 500,000 env steps). On the CPU, also
-where there is a GPU: that takes `--set num_gpus_per_learner=1`.
+present dmc_proprio preset (size 1M, training ratio 1024, 16 envs, 500,000 env steps). On the CPU,
+also where there is a GPU: that takes `--set num_gpus_per_learner=1`.
 Expected: no result of ours yet. Published: 881 after 490,000 env steps, mean of five seeds
 (danijar/dreamerv3, scores/dmc_proprio; `rllib plot --reference dmc_proprio`).
 Time: not measured.

@@ -188,9 +188,9 @@ class Behavior(nn.Module):
                     feats.append(world.feat(state))
             feat = torch.stack(feats, 1)  # (N, H + 1, F)
             returns = ops.lambda_return(
-                world.reward(feat).mode(),
+                world.reward(feat).mean,
                 world.cont(feat).prob(),
-                self.critic(feat).mode(),
+                self.critic(feat).mean,
                 self.loss.lam,
             )  # (N, H)
         leaves = {k: torch.stack([a[k].detach() for a in actions], 1) for k in actions[0]}
@@ -220,11 +220,11 @@ class Behavior(nn.Module):
             trajectory = self.imagine(world, start, noise)
             torch.clear_autocast_cache()  # torch < 2.10 would reuse casts that have no gradient
         with torch.no_grad():
-            reward = world.reward(trajectory.feat).mode()  # (N, H + 1)
+            reward = world.reward(trajectory.feat).mean  # (N, H + 1)
             cont = world.cont(trajectory.feat).prob()  # (N, H + 1)
-            slow_value = self.slow_critic(trajectory.feat).mode()  # (N, H + 1)
+            slow_value = self.slow_critic(trajectory.feat).mean  # (N, H + 1)
         value_dist = self.critic(trajectory.feat)
-        value = value_dist.mode().detach()  # (N, H + 1)
+        value = value_dist.mean.detach()  # (N, H + 1)
         returns = ops.lambda_return(reward, cont, value, self.loss.lam)  # (N, H)
         scale = self.normalizer.update(self.gather(returns))
         weight = cont.cumprod(1)[:, :-1]  # (N, H)
@@ -269,7 +269,9 @@ class Behavior(nn.Module):
         entropy = sum(dist.entropy(noise) for dist in dists.values())[:, :-1]
         loss = -weight * (gain + self.loss.entropy_scale * entropy)
         ceiling = sum(dist.max_entropy() for dist in dists.values())
-        metrics = {"actor_entropy": entropy.mean(), "actor_randomness": entropy.mean() / ceiling}
+        metrics = {"actor_entropy": entropy.mean()}
+        if ceiling > 0:  # there is anything to choose, and the widest normal is not a narrow one
+            metrics["actor_randomness"] = entropy.mean() / ceiling
         return loss, metrics
 
     def _replay_value_loss(self, feat: Tensor, batch: Mapping[str, Tensor], boot: Tensor) -> Tensor:
@@ -286,7 +288,7 @@ class Behavior(nn.Module):
         )  # (B, T - 1)
         dist = self.critic(feat)
         with torch.no_grad():
-            slow_value = self.slow_critic(feat).mode()  # (B, T)
+            slow_value = self.slow_critic(feat).mean  # (B, T)
         loss = dist.loss(pad_last(returns)) + self.loss.slow_regularization * dist.loss(slow_value)
         return (1.0 - last[:, :-1].float()) * loss[:, :-1]
 

@@ -1,6 +1,6 @@
 """Output distributions of the heads. Each holds float32 tensors and has no parameters.
 
-Shared verbs: `mode()`, `sample(noise)`, `log_prob(event)`, `entropy()`, `loss(target)`.
+Shared: `mean`, `mode()`, `sample(noise)`, `log_prob(event)`, `entropy()`, `loss(target)`.
 """
 
 from __future__ import annotations
@@ -72,7 +72,8 @@ class TwoHot:
         """(..., bins)."""
         return F.log_softmax(self.logits, -1)
 
-    def mode(self) -> Tensor:
+    @property
+    def mean(self) -> Tensor:
         """Expected value (...), summed from the middle outwards: uniform weights give exactly 0."""
         weighted = self.log_probs.exp() * self.bins
         middle = (self.bins.shape[0] - 1) // 2

@@ -8,9 +8,11 @@ import hashlib
 import logging
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 logger = logging.getLogger(__name__)
@@ -74,33 +76,34 @@ def build(folder: Path) -> Path:
     return path
 
 
-def find_compiler() -> str:
-    """Path of the C compiler: $CC, else the first of `COMPILERS`.
+def find_compiler() -> list[str]:
+    """Command of the C compiler: $CC, which may have arguments, else the first of `COMPILERS`.
 
     Raises:
         FileNotFoundError: If there is none.
     """
     names = (os.environ["CC"],) if os.environ.get("CC") else COMPILERS
     for name in names:
-        if path := shutil.which(name):
-            return path
+        program, *arguments = shlex.split(name)
+        if path := shutil.which(program):
+            return [path, *arguments]
     raise FileNotFoundError(f"no C compiler was found (looked for {', '.join(names)})")
 
 
-def _compile(compiler: str, target: Path) -> None:
+def _compile(compiler: Sequence[str], target: Path) -> None:
     for count in range(len(FAST_FLAGS), -1, -1):
         flags = (*FLAGS, *FAST_FLAGS[:count])
-        command = [compiler, *flags, str(SOURCE), "-o", str(target), "-lm"]
-        result = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+        command = [*compiler, *flags, str(SOURCE), "-o", str(target), "-lm"]
+        result = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
         if result.returncode == 0:
             return
     raise subprocess.SubprocessError(f"{' '.join(command)} failed: {result.stderr.strip()[-500:]}")
 
 
-def _fingerprint(compiler: str) -> str:
+def _fingerprint(compiler: Sequence[str]) -> str:
     """Changes with the source, the flags, the compiler and the CPU, for which code is native."""
     version = subprocess.run(
-        [compiler, "--version"], capture_output=True, text=True, timeout=30, check=True
+        [*compiler, "--version"], capture_output=True, text=True, timeout=30, check=True
     ).stdout
     cpu = [platform.machine(), platform.processor()]
     info = Path("/proc/cpuinfo")

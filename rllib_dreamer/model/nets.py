@@ -145,7 +145,7 @@ class MLP(nn.Sequential):
 
 
 class Conv(nn.Conv2d):
-    """5x5 SAME convolution of stride 1 or 2 with the official initialisation."""
+    """5x5 convolution with 2 pixels of padding all around and the official initialisation."""
 
     bias: Tensor
 

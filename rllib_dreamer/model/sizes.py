@@ -76,6 +76,10 @@ CHOICES = {
 """What the named variants of `ModelConfig` and `LossConfig` may be; the first is the default."""
 
 _WIDTHS = ("deter", "hidden", "depth", "units", "stoch")
+_LAYERS = (
+    *("encoder_layers", "decoder_layers", "prior_layers", "posterior_layers"),
+    *("reward_layers", "cont_layers", "actor_layers", "critic_layers"),
+)
 _COUNTS = ("embed", "reward_units", "cont_units", "actor_units", "critic_units")
 
 
@@ -89,9 +93,14 @@ def _check_choices(config: Any) -> None:
 
 def _check_numbers(config: ModelConfig) -> None:
     """Raises ValueError if a width, a share or a standard deviation is out of its range."""
-    for name in _WIDTHS:
+    kinds = dict.fromkeys(_WIDTHS, "width") | dict.fromkeys(_LAYERS, "number of layers")
+    for name, kind in kinds.items():
         if getattr(config, name) < 1:
-            raise ValueError(f"{name}={getattr(config, name)} must be a width >= 1.")
+            raise ValueError(f"{name}={getattr(config, name)} must be a {kind} >= 1.")
+    if not config.mults or min(config.mults) < 1:
+        raise ValueError(
+            f"mults={config.mults} must be multiples of `depth`, each >= 1, one a convolution."
+        )
     for name in _COUNTS:
         if getattr(config, name) < 0:
             raise ValueError(
@@ -183,7 +192,7 @@ class LossConfig:
     """
 
     horizon: int = 15
-    discount_horizon: float = 333.0
+    discount: float = 1.0 - 1.0 / 333.0
     lam: float = 0.95
     free_nats: float = 1.0
     entropy_scale: float = 3e-4
@@ -209,11 +218,6 @@ class LossConfig:
     def __post_init__(self) -> None:
         """Checks the named variants."""
         _check_choices(self)
-
-    @property
-    def discount(self) -> float:
-        """1 - 1 / discount_horizon, 0.997."""
-        return 1.0 - 1.0 / self.discount_horizon
 
 
 def model_config(size: str, **overrides: Any) -> ModelConfig:

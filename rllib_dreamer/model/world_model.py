@@ -16,15 +16,16 @@ from rllib_dreamer.model.sizes import ActionSpec, LossConfig, ModelConfig
 
 
 class NativeTwoHot(TwoHot):
-    """`TwoHot` by native kernels. `mode` gives no gradient."""
+    """`TwoHot` by native kernels. `mean` gives no gradient."""
 
     def __init__(self, logits: Tensor, bins: Tensor) -> None:
         super().__init__(logits.float().contiguous(), bins)
-        self.log_sum, self.mean = kernels.two_hot_statistics(self.logits.detach(), bins)
+        self.log_sum, self._mean = kernels.two_hot_statistics(self.logits.detach(), bins)
 
-    def mode(self) -> Tensor:
+    @property
+    def mean(self) -> Tensor:
         """Expected value (...)."""
-        return self.mean
+        return self._mean
 
     def loss(self, target: Tensor) -> Tensor:
         """Cross-entropy (...) to the two-hot encoding of target (...)."""
@@ -205,7 +206,7 @@ class WorldModel(nn.Module):
             (1.0 - batch["is_terminal"][:, 1:].float()) * loss.discount
         )
         with torch.no_grad():
-            metrics["reward_error"] = (reward_head.mode() - reward).abs().mean()
+            metrics["reward_error"] = (reward_head.mean - reward).abs().mean()
             metrics["reward_mean"] = reward.float().mean()
         return WorldModelOutput(posterior, feat, losses, metrics)
 

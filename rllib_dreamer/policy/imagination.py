@@ -138,7 +138,7 @@ def predict_heads(agent: Agent, states: State) -> tuple[Tensor, Tensor]:
     """
     feat = agent.world.feat(states)
     cont = agent.world.cont(feat).prob() / agent.loss.discount
-    return agent.world.reward(feat).mode(), cont.clamp(max=1.0)
+    return agent.world.reward(feat).mean, cont.clamp(max=1.0)
 
 
 def decoded_leaves(agent: Agent) -> frozenset[str]:
