@@ -159,8 +159,8 @@ class DreamerConfig(AlgorithmConfig):
         """Sets what concerns training.
 
         Args:
-            model_size: "1M", "12M", "25M", "50M", "100M", "200M" or "400M" parameters; XS, S, M, L
-                and XL stand for 12M to 200M, and RLlib's smaller sizes for 1M.
+            model_size: "1M", "3M", "12M", "25M", "50M", "100M", "200M" or "400M" parameters; XS, S,
+                M, L and XL stand for 12M to 200M, and RLlib's smaller sizes for 1M.
             training_ratio: Replayed steps per agent step, > 0. With 16 x 64 steps a batch, 256
                 means one update every 4 agent steps. Held exactly.
             batch_size_B: Rows of a batch over all learners; a multiple of `num_learners`.

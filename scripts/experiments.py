@@ -57,6 +57,9 @@ def _ablation(
     )
 
 
+_WALKER_BEFORE = ("model_size=1M", "gamma=0.996996996996997")
+"""Settings of tuned_examples/walker.py on a CPU until its present ones were found."""
+
 EXPERIMENTS: dict[str, Experiment] = {
     "cartpole": Experiment(
         file="tuned_examples/cartpole.py",
@@ -70,6 +73,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         protocol="dmc walker-walk, 64x64 RGB, action repeat 2, 60 minutes",
         seeds=(0, 1),
         stops=({"seconds": 3_540},),
+        settings=_WALKER_BEFORE,
         reference="dmc_vision",
     ),
     "walker_vision_cpu_150": Experiment(
@@ -77,6 +81,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         protocol="dmc walker-walk, 64x64 RGB, action repeat 2, 150 minutes",
         seeds=(2, 3),
         stops=({"seconds": 8_940},),
+        settings=_WALKER_BEFORE,
         reference="dmc_vision",
     ),
     "walker_vision_cpu_3M_150": Experiment(

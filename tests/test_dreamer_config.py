@@ -58,7 +58,7 @@ def test_the_tiny_config_is_valid() -> None:
 @pytest.mark.parametrize(
     ("training", "message"),
     [
-        ({"model_size": "13M"}, "model_size='13M' is not known: choose one of 1M, 12M"),
+        ({"model_size": "13M"}, "model_size='13M' is not known: choose one of 1M, 3M, 12M"),
         ({"replay_capacity": 31}, "`replay_capacity`=31 is smaller than one batch of 4 x 8"),
         ({"train_critic": False}, "`train_actor`=True needs `train_critic`=True"),
         ({"loss_scales": {"recon": 1.0}}, r"`loss_scales` has unknown terms \['recon'\]"),

@@ -30,6 +30,7 @@ IMAGE, VECTOR = ObsSpec("image", (64, 64, 3)), ObsSpec("vector", (24,))
         ("400M", "image", IMAGE, 372_896_398),
         ("1M", "vector", VECTOR, 640_867),
         ("12M", "vector", VECTOR, 9_738_019),
+        ("3M", "image", IMAGE, 2_664_558),  # ours: there is no official one
     ],
 )
 def test_parameter_counts_are_the_official_ones(
@@ -62,7 +63,7 @@ def test_overrides() -> None:
 
 
 def test_unknown_size_is_refused() -> None:
-    with pytest.raises(ValueError, match="model_size='7M' is not known: choose one of 1M, 12M"):
+    with pytest.raises(ValueError, match="model_size='7M' is not known: choose one of 1M, 3M, 12M"):
         model_config("7M")
 
 

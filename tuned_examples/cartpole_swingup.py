@@ -3,8 +3,8 @@
     rllib train file tuned_examples/cartpole_swingup.py
 
 Protocol: dm_control cartpole-swingup, 64x64 RGB, action repeat 2. On a CUDA machine: training ratio
-256 as in the official code's present dmc_vision preset, with the 12M model. On a CPU: the settings
-of walker.py, with a larger replay.
+256 as in the official code's present dmc_vision preset, with the 12M model. On a CPU: the 1M
+model and smaller batches.
 Expected: no result of ours yet. Published: 862 after 1,000,000 env steps, mean of ten
 seeds (danijar/dreamerv3, scores/dmc_vision; `rllib plot --reference dmc_vision`).
 Time: not measured.

@@ -18,6 +18,7 @@ class Size(NamedTuple):
 
 SIZES = {
     "1M": Size(512, 64, 4, 4, 64),
+    "3M": Size(1024, 128, 8, 8, 128),  # of this package, for CPUs
     "12M": Size(2048, 256, 16, 16, 256),
     "25M": Size(3072, 384, 24, 24, 384),
     "50M": Size(4096, 512, 32, 32, 512),
