@@ -303,8 +303,9 @@ class Replay:
             if not stored.all():
                 index = index[stored]
                 values = {name: value[stored] for name, value in values.items()}
+            rows = index % self._storage.num_rows
             for name, value in values.items():
-                self._storage.columns[name][index % self._storage.num_rows] = value
+                self._storage.columns[name][rows] = value
 
     # Saving.
 
