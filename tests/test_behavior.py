@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -227,6 +228,12 @@ def test_slow_critic_follows_slowly(agent: Agent) -> None:
     pairs = zip(slow, agent.behavior.critic.parameters(), strict=True)
     expected = [rate * fast.detach() + (1 - rate) * old for old, fast in pairs]
     torch.testing.assert_close(list(agent.behavior.slow_critic.parameters()), expected)
+
+
+def test_an_agent_goes_to_other_processes(agent: Agent) -> None:
+    again = pickle.loads(pickle.dumps(agent))
+    returns = torch.ones(3)
+    assert torch.equal(again.behavior.gather(returns), returns)
 
 
 def test_slow_critic_starts_as_a_copy_without_gradients() -> None:

@@ -84,6 +84,12 @@ def test_two_hot_by_hand(target: float, expected: dict[int, float]) -> None:
     assert {i: w for i, w in enumerate(ours.tolist()) if w} == expected
 
 
+def test_two_hot_loss_of_nan_is_nan() -> None:
+    dist = TwoHot(torch.zeros(3, 255), ops.symexp_bins(255))
+    loss = dist.loss(torch.tensor([0.5, math.nan, math.inf]))
+    assert loss.isnan().tolist() == [False, True, False]
+
+
 def test_two_hot_loss_stops_the_gradient_of_the_target() -> None:
     target = torch.tensor([0.3], requires_grad=True)
     logits = torch.zeros(1, 5, requires_grad=True)

@@ -150,6 +150,26 @@ def test_float64_takes_the_plain_path() -> None:
         )
 
 
+@with_kernels
+@pytest.mark.parametrize(
+    ("function", "x", "other"),
+    [
+        (ops.norm_silu, torch.ones(2, 8), torch.ones(8, dtype=torch.bfloat16)),
+        (ops.norm_silu, torch.ones(2, 8), torch.ones(4)),
+        (ops.phase_norm_silu, torch.ones(1, 2, 2, 16), torch.ones(16)),
+        (ops.pool_norm_silu, torch.ones(2, 5, 6, 8), torch.ones(8)),
+        (ops.pool_norm_silu, torch.ones(2, 6, 5, 8), torch.ones(8)),
+        (ops.image_loss, torch.ones(2, 3, 3, 12), torch.ones(2, 6, 6, 3)),
+        (ops.image_loss, torch.ones(2, 3, 3, 12), torch.ones(2, 3, 3, 3, dtype=torch.uint8)),
+    ],
+)
+def test_what_a_kernel_would_read_or_write_past_is_refused(
+    function: Any, x: torch.Tensor, other: torch.Tensor
+) -> None:
+    with fusing(True), pytest.raises(AssertionError):
+        function(x, other)
+
+
 def test_two_hot() -> None:
     bins, logits = ops.symexp_bins(255), torch.randn(3, 5, 255)
     target = torch.tensor([0.0, 1e9, -1e9, 0.17, float(bins[200])]) * torch.ones(3, 1)
@@ -188,14 +208,15 @@ def test_backward_through_time(noise: bool) -> None:
     found = []
     for on in (True, False):
         module = copy.deepcopy(rssm)
-        action, tokens = (x.detach().requires_grad_() for x in (action, tokens))
+        action, tokens, *state = (x.detach().requires_grad_() for x in (action, tokens, *state))
         with fusing(on):
-            out = module.observe(state, action, tokens, first, source)
+            out = module.observe(State(*state), action, tokens, first, source)
         torch.manual_seed(2)
         real = (out.deter, out.stoch, out.logits)
         sum((x * torch.randn(x.shape)).sum() for x in real).backward()
         grads = {n: p.grad for n, p in module.named_parameters() if not n.startswith("prior")}
-        found.append((out, grads | {"action": action.grad, "tokens": tokens.grad}))
+        inputs = {"action": action, "tokens": tokens, "deter": state[0], "stoch": state[1]}
+        found.append((out, grads | {name: x.grad for name, x in inputs.items()}))
     (native, ours), (plain, reference) = found
     assert torch.equal(native.index, plain.index)
     assert all(error(a, b) <= 2e-6 for a, b in zip(native, plain, strict=True))

@@ -186,7 +186,7 @@ class WorldModelProbe:
         deter, stoch = (
             torch.from_numpy(x[steps]).to(device) for x in (episode.deter, episode.stoch)
         )
-        return imagination.state_of(self.agent, deter, stoch)
+        return self.agent.world.rssm.state(deter, stoch)
 
     def _heads(
         self, states: State, episode: Episode, steps: NDArray[np.int64]

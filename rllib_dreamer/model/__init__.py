@@ -8,7 +8,7 @@ SHAPE LEGEND. Batch first, always; features last.
     F  = D + S * K, width of `feat` = (deter, flattened stoch)
     E  embed, the encoder's output (vector features first, then image features as (h, w, c))
     A  width of the encoded action      U  hidden units      G  blocks of the block-linear layers
-    (h, w, C)  image; frames are stored height, width, channels and only permuted, never copied
+    (h, w, C)  image; frames are stored height, width, channels
 
 ALIGNMENT, said once. Step t holds the observation o_t, the reward r_t and the flags that arrived
 *with* o_t (r = 0 after a reset), and the action a_t chosen *after* seeing o_t, zero where is_last.

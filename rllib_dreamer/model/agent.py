@@ -8,7 +8,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from rllib_dreamer.model import ops
 from rllib_dreamer.model.behavior import Behavior
 from rllib_dreamer.model.codec import Decoder, Encoder
 from rllib_dreamer.model.distributions import Noise, RandomNoise
@@ -135,7 +134,7 @@ class Agent(nn.Module):
         """
         rssm = self.world.rssm
         tokens = self.world.encoder(obs)
-        carry = State(state.deter, ops.one_hot(state.stoch.long(), rssm.config.classes))
+        carry = rssm.state(state.deter, state.stoch)
         uniform = self.noise.uniform((tokens.shape[0], rssm.config.stoch), tokens.device)
         carry, index, _ = rssm.observe_step(carry, rssm.embed_action(state.action), tokens, uniform)
         dists = self.behavior.actor(self.world.feat(carry))

@@ -146,7 +146,7 @@ class Behavior(nn.Module):
         self.critic = TwoHotHead(config.feat, config.critic_layers, config, config.critic_units)
         self.slow_critic = copy.deepcopy(self.critic).requires_grad_(False)
         self.normalizer = ReturnNormalizer(loss)
-        self.gather: ops.Gather = lambda returns: returns
+        self.gather: ops.Gather = alone
 
     @torch.no_grad()
     def imagine(self, world: WorldModel, start: State, noise: Noise) -> Trajectory:
@@ -298,6 +298,11 @@ class Behavior(nn.Module):
         slow: list[Tensor] = list(self.slow_critic.parameters())
         fast: list[Tensor] = list(self.critic.parameters())
         torch._foreach_lerp_(slow, fast, self.loss.slow_rate)
+
+
+def alone(returns: Tensor) -> Tensor:
+    """The returns of all learners, where there is one."""
+    return returns
 
 
 def pad_last(x: Tensor) -> Tensor:

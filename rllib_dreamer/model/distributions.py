@@ -1,6 +1,7 @@
 """Output distributions of the heads. Each holds float32 tensors and has no parameters.
 
-Shared: `mean`, `mode()`, `sample(noise)`, `log_prob(event)`, `entropy()`, `loss(target)`.
+Those of predictions have `loss(target)`; those of actions have `mode()`, `sample(noise)`,
+`log_prob(event)`, `entropy()` and `max_entropy()`.
 """
 
 from __future__ import annotations
@@ -96,7 +97,7 @@ def two_hot(target: Tensor, bins: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     above = above.clamp(0, last)
     to_below = (bins[below] - target).abs()
     to_above = (bins[above] - target).abs()
-    same = below == above
+    same = (below == above) & ~target.isnan()  # NaN stays NaN, for whoever looks for it
     total = torch.where(same, torch.ones_like(to_below), to_below + to_above)
     return below, above, torch.where(same, torch.full_like(to_below, 0.5), to_below / total)
 
@@ -171,7 +172,7 @@ class Categorical:
 
 
 class BoundedNormal:
-    """Normal with a mean in (-1, 1) and a bounded scale; samples are neither squashed nor clipped.
+    """Normal with a mean in (-1, 1) and a bounded std; samples are neither squashed nor clipped.
 
         mean = tanh(raw_mean),   std = (max_std - min_std) * sigmoid(raw_std + 2) + min_std
 
@@ -180,8 +181,8 @@ class BoundedNormal:
     Args:
         raw_mean: (..., n).
         raw_std: (..., n).
-        min_std: Lower bound of the scale.
-        max_std: Upper bound of the scale.
+        min_std: Lower bound of the std.
+        max_std: Upper bound of the std.
     """
 
     def __init__(
@@ -208,21 +209,21 @@ class BoundedNormal:
         return (0.5 * torch.log(2 * math.pi * self.std.square()) + 0.5).sum(-1)
 
     def max_entropy(self) -> float:
-        """Entropy at the largest scale, for the ratio that metrics report."""
+        """Entropy at the largest std, for the ratio that metrics report."""
         per_component = 0.5 * math.log(2 * math.pi * self.bounds[1] ** 2) + 0.5
         return float(self.mean.shape[-1]) * per_component
 
 
 class TanhNormal:
-    """Normal squashed by tanh: a = tanh(u), u ~ Normal(mean, std), with the scale of BoundedNormal.
+    """Normal squashed by tanh: a = tanh(u), u ~ Normal(mean, std), with the std of BoundedNormal.
 
     log p(a) = log Normal(u) - log(1 - tanh(u)^2)  (Haarnoja et al. 2018, appendix C).
 
     Args:
         mean: (..., n) before the tanh.
         raw_std: (..., n).
-        min_std: Lower bound of the scale.
-        max_std: Upper bound of the scale.
+        min_std: Lower bound of the std.
+        max_std: Upper bound of the std.
     """
 
     def __init__(

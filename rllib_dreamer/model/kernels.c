@@ -199,17 +199,17 @@ EXPORT void normalize_frames(const uint8_t *frames, float *y, int64_t n) {
 
 /* LaProp, see optim.py. factors: of the clipping, of the weight decay, beta1, beta2, 1 - beta2^t,
  * eps, learning rate / (1 - beta1^t). */
-EXPORT void laprop(float *param, const float *grad, float *moment, float *scale, int64_t n,
-                   const float *factors) {
+EXPORT void laprop(float *param, const float *grad, float *momentum, float *square,
+                   int64_t n, const float *factors) {
     const float shrink = factors[0], keep = factors[1], beta1 = factors[2], beta2 = factors[3],
                 debias = factors[4], eps = factors[5], lr = factors[6];
 #pragma omp parallel for simd schedule(static) if (n > ENOUGH)
     for (int64_t i = 0; i < n; i++) {
         float g = grad[i] * shrink;
-        float v = scale[i] * beta2 + g * g * (1.0f - beta2);
-        float m = moment[i] + (1.0f - beta1) * (g / (sqrtf(v / debias) + eps) - moment[i]);
-        scale[i] = v;
-        moment[i] = m;
+        float v = square[i] * beta2 + g * g * (1.0f - beta2);
+        float m = momentum[i] + (1.0f - beta1) * (g / (sqrtf(v / debias) + eps) - momentum[i]);
+        square[i] = v;
+        momentum[i] = m;
         param[i] = param[i] * keep - lr * m;
     }
 }

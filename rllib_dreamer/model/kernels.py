@@ -99,14 +99,20 @@ class _NormSilu(torch.autograd.Function):
         return gx, gscale.sum(0).to(scale.dtype), None
 
 
+def _check_scale(scale: Tensor, width: int) -> None:
+    assert scale.dtype == torch.float32 and scale.shape == (width,), (scale.dtype, scale.shape)
+
+
 def norm_silu(x: Tensor, scale: Tensor) -> Tensor:
     """See `ops.norm_silu`."""
+    _check_scale(scale, x.shape[-1])
     return _NormSilu.apply(x, scale, 0)
 
 
 def phase_norm_silu(x: Tensor, scale: Tensor) -> Tensor:
     """See `ops.phase_norm_silu`."""
-    n, h, w, _ = x.shape
+    n, h, w, width = x.shape
+    _check_scale(scale, width // 4)
     return _NormSilu.apply(x, scale, w).view(n, 2 * h, 2 * w, -1)
 
 
@@ -135,6 +141,8 @@ class _PoolNormSilu(torch.autograd.Function):
 
 def pool_norm_silu(x: Tensor, scale: Tensor) -> Tensor:
     """See `ops.pool_norm_silu`."""
+    _check_scale(scale, x.shape[-1])
+    assert x.shape[1] % 2 == 0 and x.shape[2] % 2 == 0, x.shape
     return _PoolNormSilu.apply(x, scale)
 
 
@@ -161,6 +169,9 @@ class _ImageLoss(torch.autograd.Function):
 
 def image_loss(phases: Tensor, target: Tensor) -> Tensor:
     """See `ops.image_loss`."""
+    n, h, w, channels = phases.shape
+    assert target.dtype == torch.uint8, target.dtype
+    assert target.shape == (n, 2 * h, 2 * w, channels // 4), target.shape
     return _ImageLoss.apply(phases, target)
 
 
@@ -214,17 +225,17 @@ def two_hot_statistics(logits: Tensor, bins: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def laprop(
-    param: Tensor, grad: Tensor, moment: Tensor, scale: Tensor, factors: tuple[float, ...]
+    param: Tensor, grad: Tensor, momentum: Tensor, square: Tensor, factors: tuple[float, ...]
 ) -> None:
     """One step of `optim.LaProp` on contiguous float32 tensors, in place.
 
     Args:
-        param: Changed, like `moment` and `scale`, its first and second moment.
+        param: Changed, as `momentum` and `square` are.
         grad: Its gradient, not clipped.
-        moment: Momentum.
-        scale: Second moment.
+        momentum: m of `LaProp`.
+        square: v of `LaProp`, the second moment.
         factors: Of the clipping, of the weight decay, beta1, beta2, 1 - beta2^t, eps and
             learning rate / (1 - beta1^t).
     """
     options = torch.tensor(factors, dtype=torch.float32)
-    call("laprop", None, param, grad, moment, scale, param.numel(), options)
+    call("laprop", None, param, grad, momentum, square, param.numel(), options)

@@ -28,11 +28,15 @@ FAST_FLAGS = ("-fopenmp-simd", "-march=native", "-fopenmp", "-mprefer-vector-wid
 def library() -> ctypes.CDLL | None:
     """The native kernels, or None, with one warning, where they cannot be compiled."""
     try:
-        return ctypes.CDLL(str(build(cache_folder())))
+        path = build(cache_folder())
+        try:
+            return ctypes.CDLL(str(path))
+        except OSError:  # damaged, or in a folder from which nothing may be run
+            return ctypes.CDLL(str(build(_temporary_folder())))
     except (OSError, subprocess.SubprocessError) as error:
         logger.warning(
-            "No native CPU kernels, so updates take two to three times as long: %s. Install a C "
-            "compiler (Debian: apt-get install gcc), or name one in the variable CC.",
+            "No native CPU kernels, so updates take two to three times as long: %s. Without a C "
+            "compiler, install one (Debian: apt-get install gcc) or name one in the variable CC.",
             error,
         )
         return None
@@ -40,9 +44,17 @@ def library() -> ctypes.CDLL | None:
 
 def cache_folder() -> Path:
     """Where compiled kernels stay: $RLLIB_DREAMER_CACHE, else the user's cache folder."""
-    own = os.environ.get("RLLIB_DREAMER_CACHE")
-    general = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(own) if own else Path(general) / "rllib_dreamer"
+    if own := os.environ.get("RLLIB_DREAMER_CACHE"):
+        return Path(own)
+    try:
+        general = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError:  # a user without a home
+        return _temporary_folder()
+    return general / "rllib_dreamer"
+
+
+def _temporary_folder() -> Path:
+    return Path(tempfile.mkdtemp(prefix="rllib_dreamer_"))
 
 
 def build(folder: Path) -> Path:
@@ -65,11 +77,12 @@ def build(folder: Path) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         descriptor, scratch = tempfile.mkstemp(".so", dir=folder)
     except OSError:
-        path = Path(tempfile.mkdtemp(prefix="rllib_dreamer_")) / path.name
+        path = _temporary_folder() / path.name
         descriptor, scratch = tempfile.mkstemp(".so", dir=path.parent)
     os.close(descriptor)
     try:
         _compile(compiler, Path(scratch))
+        os.chmod(scratch, 0o755)  # other users may share the folder
         os.replace(scratch, path)  # atomic: other processes may be compiling too
     finally:
         Path(scratch).unlink(missing_ok=True)
@@ -111,5 +124,5 @@ def _fingerprint(compiler: Sequence[str]) -> str:
         lines = info.read_text().splitlines()
         cpu += [line for line in lines if line.startswith(("model name", "flags", "Features"))][:2]
     digest = hashlib.sha256(SOURCE.read_bytes())
-    digest.update("\n".join([*FLAGS, *FAST_FLAGS, version, *cpu]).encode())
+    digest.update("\n".join([*compiler, *FLAGS, *FAST_FLAGS, version, *cpu]).encode())
     return digest.hexdigest()[:16]

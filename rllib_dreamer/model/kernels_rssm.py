@@ -158,7 +158,7 @@ def cell_into(
 
 
 class _Inputs(NamedTuple):
-    """What `observe` computes from."""
+    """All arguments of `observe` that are tensors."""
 
     scan: Scan
     cell: CellWeights
@@ -240,15 +240,15 @@ class _Observe(torch.autograd.Function):
         saved = ctx.saved_tensors
         split = len(saved) - len(_Kept._fields)
         kept = _Kept(*saved[split:])
-        start = split - len(CellBuffers._fields)
-        inputs, buffers = _Inputs.unpack(saved[:start]), CellBuffers(*saved[start:split])
+        first = split - len(CellBuffers._fields)
+        inputs, buffers = _Inputs.unpack(saved[:first]), CellBuffers(*saved[first:split])
         grads = _ResultGradients(gdeter.contiguous(), gstoch.contiguous(), glogits.contiguous())
-        through, scales = _backward_through_time(
+        through, scales, start = _backward_through_time(
             inputs, buffers, kept, grads, ctx.groups, ctx.unimix
         )
         weights = _weight_gradients(inputs.cell, buffers, kept, through, scales)
         action = through.units[..., 2 * inputs.cell.deter.shape[0] :]
-        return None, None, None, action, through.before, None, None, None, *weights
+        return None, None, None, action, through.before, None, *start, *weights
 
 
 def _observe(inputs: _Inputs, buffers: CellBuffers, index: Tensor, unimix: Tensor) -> _Kept:
@@ -279,8 +279,8 @@ def _backward_through_time(
     grads: _ResultGradients,
     groups: int,
     unimix: Tensor,
-) -> tuple[_Through, _Scales]:
-    """Carries the gradients of the states back through all steps.
+) -> tuple[_Through, _Scales, tuple[Tensor, Tensor]]:
+    """Carries the gradients of the states back through all steps, to the state before them.
 
     Args:
         inputs: What the forward pass computed from.
@@ -322,7 +322,7 @@ def _backward_through_time(
         add_block_products(carry_deter, g.hidden, own)
         carry_deter.addmm_(g.deter_in, cell.deter).mul_(scan.keep[t])
         carry_stoch = torch.mm(g.stoch_in, cell.stoch).mul_(scan.keep[t])
-    return through, scales
+    return through, scales, (carry_deter, carry_stoch)
 
 
 def _gru_gradient(

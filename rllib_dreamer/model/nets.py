@@ -1,4 +1,4 @@
-"""Layers: linear -> norm -> SiLU, block-linear, MLP and conv stages, with the official init."""
+"""Layers: linear -> norm -> SiLU, block-linear and MLP, with the official init."""
 
 from __future__ import annotations
 

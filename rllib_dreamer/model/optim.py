@@ -82,30 +82,30 @@ class LaProp(torch.optim.Optimizer):
 
     def _update_plain(self, group: dict[str, Any], params: list[Tensor], decay: float) -> None:
         beta1, beta2 = group["betas"]
-        moments, scales = self._state(params)
+        momenta, squares = self._state(params)
         grads = clip_by_parameter_norm(_gradients(params), params, group["agc"])
-        torch._foreach_mul_(scales, beta2)
-        torch._foreach_addcmul_(scales, grads, grads, 1.0 - beta2)
-        roots = torch._foreach_div(scales, 1.0 - beta2 ** group["step"])
+        torch._foreach_mul_(squares, beta2)
+        torch._foreach_addcmul_(squares, grads, grads, 1.0 - beta2)
+        roots = torch._foreach_div(squares, 1.0 - beta2 ** group["step"])
         torch._foreach_sqrt_(roots)
         torch._foreach_add_(roots, group["eps"])
         torch._foreach_div_(grads, roots)
-        torch._foreach_lerp_(moments, grads, 1.0 - beta1)
+        torch._foreach_lerp_(momenta, grads, 1.0 - beta1)
         matrices = [p for p in params if p.ndim > 1]
         if decay != 1.0 and matrices:
             torch._foreach_mul_(matrices, decay)
-        torch._foreach_add_(params, moments, alpha=-group["scaled_lr"])
+        torch._foreach_add_(params, momenta, alpha=-group["scaled_lr"])
 
     def _update_native(self, group: dict[str, Any], params: list[Tensor], decay: float) -> None:
         beta1, beta2 = group["betas"]
         grads = [grad.contiguous() for grad in _gradients(params)]
         ratios = torch.stack(clip_ratios(grads, params, group["agc"])).tolist()
         common = (beta1, beta2, 1.0 - beta2 ** group["step"], group["eps"], group["scaled_lr"])
-        for p, grad, moment, scale, ratio in zip(
+        for p, grad, momentum, square, ratio in zip(
             params, grads, *self._state(params), ratios, strict=True
         ):
             factors = (1.0 / ratio, decay if p.ndim > 1 else 1.0, *common)
-            kernels.laprop(p, grad, moment, scale, factors)
+            kernels.laprop(p, grad, momentum, square, factors)
 
     def update_norm(self) -> Tensor:
         """L2 norm of the latest change of all parameters, without weight decay."""
@@ -118,7 +118,7 @@ class LaProp(torch.optim.Optimizer):
         return torch.linalg.vector_norm(torch.stack(norms))
 
     def _state(self, params: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-        """Momenta and second moments, created on first use."""
+        """Momenta m and second moments v, created on first use; named as in PyTorch's Adam."""
         for p in params:
             if not self.state[p]:
                 self.state[p]["exp_avg"] = torch.zeros_like(p)

@@ -86,6 +86,10 @@ class RSSM(nn.Module):
             torch.zeros(n, c.stoch, c.classes, device=device),
         )
 
+    def state(self, deter: Tensor, index: Tensor) -> State:
+        """From deter (..., D) and class indices (..., S), as acting and the replay keep them."""
+        return State(deter.float(), ops.one_hot(index.long(), self.config.classes))
+
     def embed_action(self, action: Tensor) -> Tensor:
         """Encoded action (n, A), scaled into [-1, 1] elementwise -> (n, U)."""
         return self.action_in(action / action.detach().abs().clamp(min=1.0))

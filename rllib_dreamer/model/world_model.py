@@ -131,6 +131,11 @@ def kl_losses(
     return losses, metrics
 
 
+def observations(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The observation leaves (B, T, ...) of the trained steps of a replay batch."""
+    return {k.removeprefix("obs/"): x[:, 1:] for k, x in batch.items() if k.startswith("obs/")}
+
+
 class WorldModel(nn.Module):
     """Learns what happens next.
 
@@ -173,24 +178,23 @@ class WorldModel(nn.Module):
         flat = {key: x.flatten(0, 1) for key, x in obs.items()}
         return self.encoder(flat).unflatten(0, (rows, -1))
 
+    def filter(self, batch: Mapping[str, Tensor], steps: int, noise: Noise) -> Posterior:
+        """The posterior (B, steps, ...) of the first trained steps of a replay batch."""
+        obs = {key: x[:, :steps] for key, x in observations(batch).items()}
+        actions = {key: batch[f"action/{key}"][:, :steps] for key in self.actions}
+        return self.rssm.observe(
+            self.rssm.state(batch["deter"][:, 0], batch["stoch"][:, 0]),
+            encode_action(actions, self.actions),
+            self.encode(obs, batch["reward"].shape[0]),
+            batch["is_first"][:, 1 : steps + 1],
+            noise,
+        )
+
     def forward(
         self, batch: Mapping[str, Tensor], loss: LossConfig, noise: Noise
     ) -> WorldModelOutput:
         """Filters a replay batch, laid out as `rllib_dreamer.model` says; computes every loss."""
-        rows = batch["reward"].shape[0]
-        obs = {k.removeprefix("obs/"): x[:, 1:] for k, x in batch.items() if k.startswith("obs/")}
-        actions = {key: batch[f"action/{key}"][:, :-1] for key in self.actions}
-        context = State(
-            batch["deter"][:, 0].float(),
-            ops.one_hot(batch["stoch"][:, 0].long(), self.config.classes),
-        )
-        posterior = self.rssm.observe(
-            context,
-            encode_action(actions, self.actions),
-            self.encode(obs, rows),
-            batch["is_first"][:, 1:],
-            noise,
-        )
+        posterior = self.filter(batch, batch["reward"].shape[1] - 1, noise)
         feat = self.feat(State(posterior.deter, posterior.stoch))  # (B, T, F)
         losses, metrics = kl_losses(
             posterior.logits,
@@ -198,7 +202,7 @@ class WorldModel(nn.Module):
             self.config.unimix,
             loss.free_nats,
         )
-        losses |= self._reconstruction(posterior, obs)
+        losses |= self._reconstruction(posterior, batch)
         reward = batch["reward"][:, 1:]
         reward_head = self.reward(feat)
         losses["reward"] = reward_head.loss(reward)
@@ -210,12 +214,15 @@ class WorldModel(nn.Module):
             metrics["reward_mean"] = reward.float().mean()
         return WorldModelOutput(posterior, feat, losses, metrics)
 
-    def _reconstruction(self, posterior: Posterior, obs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def _reconstruction(
+        self, posterior: Posterior, batch: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
         """Loss (B, T) of each decoded leaf."""
         if self.decoder is None:
             return {}
         rows = posterior.deter.shape[0]
         deter, stoch = posterior.deter.flatten(0, 1), posterior.stoch.flatten(0, 1).flatten(1)
         outputs = self.decoder(deter, stoch)
-        losses = self.decoder.losses(outputs, {key: x.flatten(0, 1) for key, x in obs.items()})
+        obs = {key: x.flatten(0, 1) for key, x in observations(batch).items()}
+        losses = self.decoder.losses(outputs, obs)
         return {key: x.unflatten(0, (rows, -1)) for key, x in losses.items()}

@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from rllib_dreamer.model import ops
 from rllib_dreamer.model.agent import Agent
 from rllib_dreamer.model.distributions import Noise
 from rllib_dreamer.model.rssm import State
@@ -93,30 +92,19 @@ def open_loop(
     Args:
         agent: The agent.
         batch: A replay batch (B, T + 1, ...) in the model's form, see the legend for its layout.
-        context: Steps to filter, 1 to T.
+        context: Steps to filter, 1 to T - 1.
         noise: Source of randomness.
 
     Returns:
         Observation leaves (B, T, ...) of steps 1 to T; see `Prediction`.
     """
-    world, rows = agent.world, batch["reward"].shape[0]
-    seen = {
-        k.removeprefix("obs/"): x[:, 1 : context + 1]
-        for k, x in batch.items()
-        if k.startswith("obs/")
-    }
-    leaves = {key: batch[f"action/{key}"] for key in world.actions}
-    actions = encode_action(leaves, world.actions)  # (B, T + 1, A)
-    posterior = world.rssm.observe(
-        state_of(agent, batch["deter"][:, 0], batch["stoch"][:, 0]),
-        actions[:, :context],
-        world.encode(seen, rows),
-        batch["is_first"][:, 1 : context + 1],
-        noise,
-    )
+    world = agent.world
+    posterior = world.filter(batch, context, noise)
+    leaves = {key: batch[f"action/{key}"][:, context:-1] for key in world.actions}
+    actions = encode_action(leaves, world.actions)  # (B, T - context, A)
     filtered = State(posterior.deter, posterior.stoch)
     start = State(filtered.deter[:, -1], filtered.stoch[:, -1])
-    future = roll_out(agent, start, actions[:, context:-1], noise)
+    future = roll_out(agent, start, actions, noise)
     return decode(agent, State(*(torch.cat(x, 1) for x in zip(filtered, future, strict=True))))
 
 
@@ -125,16 +113,11 @@ def pixels(frames: Tensor) -> Tensor:
     return (255.0 * frames + 0.5).clamp(0.0, 255.0).to(torch.uint8)
 
 
-def state_of(agent: Agent, deter: Tensor, index: Tensor) -> State:
-    """States from deter (..., D) and class indices (..., S), as acting and replay keep them."""
-    return State(deter.float(), ops.one_hot(index.long(), agent.world.config.classes))
-
-
 @torch.no_grad()
 def predict_heads(agent: Agent, states: State) -> tuple[Tensor, Tensor]:
     """Reward and probability of going on of states (..., D), (..., S, K), both (...).
 
-    The continue head learns labels that are scaled by the discount 1 - 1/333; that is divided out.
+    The discount (`gamma`) that the continue head is trained on is divided out.
     """
     feat = agent.world.feat(states)
     cont = agent.world.cont(feat).prob() / agent.loss.discount
