@@ -16,7 +16,13 @@ from pyarrow.fs import FileSystem, LocalFileSystem
 from ray import cloudpickle
 from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
-from ray.rllib.core import COMPONENT_LEARNER_GROUP, DEFAULT_AGENT_ID, DEFAULT_MODULE_ID
+from ray.rllib.core import (
+    COMPONENT_LEARNER,
+    COMPONENT_LEARNER_GROUP,
+    COMPONENT_RL_MODULE,
+    DEFAULT_AGENT_ID,
+    DEFAULT_MODULE_ID,
+)
 from ray.rllib.policy.sample_batch import MultiAgentBatch, SampleBatch
 from ray.rllib.utils.metrics import (
     ENV_RUNNER_RESULTS,
@@ -50,6 +56,10 @@ from rllib_dreamer.training_ratio import TrainingRatio
 
 if TYPE_CHECKING:
     from rllib_dreamer.evaluation.training_videos import TrainingVideos
+
+
+_TAKE_WEIGHTS = "set_state"
+"""RLlib's tag of the requests that `sync_weights` makes."""
 
 
 class DreamerTorch(Algorithm):
@@ -167,10 +177,7 @@ class DreamerTorch(Algorithm):
         self._weights_changed |= updates > 0
         if self._weights_changed and self._training_steps % self.config.broadcast_interval == 0:
             with self.metrics.log_time((TIMERS, SYNCH_WORKER_WEIGHTS_TIMER)):
-                self.env_runner_group.sync_weights(
-                    from_worker_or_learner_group=self.learner_group, inference_only=True
-                )
-            self._weights_changed = False
+                self._weights_changed = not self._hand_out_weights()
 
     def _due_updates(self) -> int:
         """Updates that the training ratio asks for, once the replay has enough to learn from.
@@ -182,6 +189,23 @@ class DreamerTorch(Algorithm):
             return self._ratio.updates(self._agent_steps)
         self._ratio.restart()
         return 0
+
+    def _hand_out_weights(self) -> bool:
+        """Gives the EnvRunners the weights; returns whether all take them.
+
+        RLlib gives none to a remote one that has not taken its last ones yet.
+        """
+        group = self.env_runner_group
+        if not group.num_remote_env_runners():  # RLlib would take a way over the object store
+            learner = COMPONENT_LEARNER
+            part = f"{learner}/{COMPONENT_RL_MODULE}"
+            state = self.learner_group.get_state(components=part, inference_only=True)[learner]
+            group.local_env_runner.set_state(state)
+            return True
+        group.fetch_ready_async_reqs(tags=_TAKE_WEIGHTS)
+        late = group.num_in_flight_async_reqs(_TAKE_WEIGHTS)
+        group.sync_weights(from_worker_or_learner_group=self.learner_group, inference_only=True)
+        return late == 0
 
     def _sample(self) -> None:
         """Steps the environments and puts what they gave into the replay."""

@@ -1,23 +1,22 @@
-"""DreamerConfig: every setting, its published value and its check."""
+"""DreamerConfig: every setting and its published value."""
 
 from __future__ import annotations
 
 import logging
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig, NotProvided
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
-from ray.rllib.utils.schedules.scheduler import Scheduler
 
 from rllib_dreamer.dreamer_catalog import DreamerCatalog
 from rllib_dreamer.dreamer_env_runner import DreamerEnvRunner, RecordingEnvRunner
 from rllib_dreamer.dreamer_torch_rl_module import DreamerTorchRLModule
 from rllib_dreamer.envs import validate_env
 from rllib_dreamer.learner_scaling import Scaled, scale_config
-from rllib_dreamer.model.sizes import LossConfig, model_config
-from rllib_dreamer.part_rates import PARTS, PartRate
-from rllib_dreamer.setting_ranges import RANGES, UNUSED, WITHOUT_EFFECT, is_number, is_rate
+from rllib_dreamer.model.sizes import LossConfig
+from rllib_dreamer.part_rates import PartRate
+from rllib_dreamer.setting_checks import check_learning_rates, check_settings
+from rllib_dreamer.setting_ranges import IGNORED
 
 if TYPE_CHECKING:
     from rllib_dreamer.dreamer_torch_learner import DreamerTorchLearner
@@ -25,13 +24,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _OTHERS = ("self", "kwargs", "__class__")  # locals of `training` that are no settings
-_OF_TRAINING = {
-    "model_size": "`model_size`",
-    "compile": "`compile`",
-    "initial_random_steps": "`initial_random_steps`",
-    "loss": "`horizon_H`, `gamma`, `loss_scales` and the others",
-}
-"""Keys of the RLModule's `model_config` that are written by us, and what sets them."""
+_TRANSLATED = {"use_float16", "use_curiosity", "replay_buffer_config", *IGNORED}
+"""Keywords of `training` that are no attributes."""
 
 
 class DreamerConfig(AlgorithmConfig):
@@ -191,11 +185,10 @@ class DreamerConfig(AlgorithmConfig):
                 faster with it.
             use_float16: True is precision="bfloat16", False is "float32".
             compile: Whether chains of small operations are fused, by native kernels on a CPU and by
-                `torch.compile` on CUDA, which was never measured. Without a C compiler they run
-                one by one.
+                `torch.compile` on CUDA. Without a C compiler they run one by one.
             cuda_graphs: Whether a learner on CUDA captures its forward and backward pass in a CUDA
                 graph, after a few updates, and replays that from then on; not with several
-                learners. Never run on a GPU so far, so it is off. Elsewhere it changes nothing.
+                learners. Elsewhere it changes nothing.
             learner_threads: CPU threads of each learner; "auto" takes the CPUs asked for if more
                 than one, else all of the machine shared among the learners.
             replay_capacity: Steps that the replay holds.
@@ -227,13 +220,20 @@ class DreamerConfig(AlgorithmConfig):
             given["replay_capacity"] = int(buffer_config["capacity"])
         if kwargs.pop("use_curiosity", False):
             raise ValueError("use_curiosity=True is not available: leave it out.")
-        for name in WITHOUT_EFFECT.keys() & kwargs.keys():
+        for name in IGNORED.keys() & kwargs.keys():
             kwargs.pop(name)
-            logger.warning("%s has no effect: %s.", name, WITHOUT_EFFECT[name])
+            logger.warning("%s has no effect: %s.", name, IGNORED[name])
         super().training(**kwargs)
         for name, value in given.items():
             setattr(self, name, value)
         return self
+
+    def update_from_dict(self, config_dict: dict[str, Any]) -> DreamerConfig:
+        """RLlib's; what only `training` takes goes through `training`."""
+        training = {k: v for k, v in config_dict.items() if k in _TRANSLATED}
+        rest = {k: v for k, v in config_dict.items() if k not in training}
+        super().update_from_dict(rest)
+        return self.training(**training)
 
     def reporting(
         self, *, video_interval_s: float | None = NotProvided, **kwargs: Any
@@ -281,111 +281,12 @@ class DreamerConfig(AlgorithmConfig):
         Raises:
             ValueError: Naming the field, what was given and what is allowed.
         """
-        self._validate_learning_rates()  # before RLlib, which says less of a wrong one
+        check_learning_rates(self)  # before RLlib, which says less of a wrong one
         super().validate()
+        check_settings(self)
         validate_env(self.env, self.env_config)
         if self.env_runner_cls in (DreamerEnvRunner, RecordingEnvRunner):
             self.env_runner_cls = RecordingEnvRunner if self.output else DreamerEnvRunner
-        model_config(self.model_size)
-        for name, (allowed, instead) in UNUSED.items():
-            if (given := getattr(self, name)) != allowed:
-                self._value_error(f"`{name.removeprefix('_')}`={given!r} is not used: {instead}.")
-        for name, (allowed, holds) in RANGES.items():
-            if not holds(given := getattr(self, name)):
-                self._value_error(f"`{name}`={given!r} must be {allowed}.")
-        self._validate_loss_scales()
-        self._validate_model_config()
-        self._validate_batches()
-        self._validate_combinations()
-
-    def _validate_batches(self) -> None:
-        """Checks batches against the replay and the learners."""
-        if self.replay_capacity < self.batch_size_B * self.batch_length_T:
-            self._value_error(
-                f"`replay_capacity`={self.replay_capacity} is smaller than one batch of "
-                f"{self.batch_size_B} x {self.batch_length_T} steps: raise it, 1_000_000 is usual."
-            )
-        if self.num_learners > 1 and self.batch_size_B % self.num_learners:
-            self._value_error(
-                f"`batch_size_B`={self.batch_size_B} must be a multiple of `num_learners`="
-                f"{self.num_learners}, so that every learner gets as many rows: change either."
-            )
-
-    def _validate_combinations(self) -> None:
-        """Checks settings that need another one, or something that is not here."""
-        if self.train_actor and not self.train_critic:
-            self._value_error("`train_actor`=True needs `train_critic`=True: set both or neither.")
-        if self.cuda_graphs and self.num_learners > 1:
-            self._value_error(
-                f"`cuda_graphs`=True is for one learner, `num_learners` is {self.num_learners}: "
-                "set it to False."
-            )
-        if self.batch_mode != "truncate_episodes" and not self.in_evaluation:
-            self._value_error(
-                f"`batch_mode`={self.batch_mode!r} would lose the steps of episodes that have not "
-                "ended: leave it out, the replay takes episodes in pieces."
-            )
-        if self.optimizer == "adam" and self.weight_decay:
-            self._value_error(
-                f"`weight_decay`={self.weight_decay} is not for `optimizer`='adam': set it to 0, "
-                "or take 'laprop'."
-            )
-        if self.video_interval_s is not None and find_spec("imageio_ffmpeg") is None:
-            self._value_error(
-                f"`video_interval_s`={self.video_interval_s} needs packages that are not "
-                'installed: pip install "rllib-dreamer[eval]", or set it to None.'
-            )
-        if self.is_multi_agent:
-            self._value_error(
-                f"several agents are not supported, `policies` are {sorted(self.policies)}: "
-                "`DreamerTorch` has one replay and one training ratio, for one policy. Wrap the "
-                "environment as a single agent with Dict spaces; docs/scaling.md says what is "
-                "missing."
-            )
-        if not (self.enable_rl_module_and_learner and self.enable_env_runner_and_connector_v2):
-            self._value_error("`DreamerTorch` needs the new API stack: leave `api_stack` alone.")
-
-    def _validate_learning_rates(self) -> None:
-        """Checks `lr` and the rates of the single parts: numbers or schedules, none missing."""
-        for part in PARTS:
-            name = f"{part}_lr"
-            rate = getattr(self, name)
-            if rate is None:
-                self._value_error(f"`{name}` and `lr` are both None: set either, `lr` is for all.")
-            if not is_rate(rate):
-                given = "lr" if self.__dict__[name] is None else name
-                self._value_error(
-                    f"`{given}`={rate!r} must be a number >= 0 like 4e-5 (in YAML 4.0e-5, without "
-                    "the point it is text), or a schedule of them: [[0, 4e-5], [1_000_000, 1e-5]]."
-                )
-            Scheduler.validate(
-                fixed_value_or_schedule=rate,
-                setting_name=name,
-                description="learning rate",
-            )
-
-    def _validate_loss_scales(self) -> None:
-        """Checks the names and values of `loss_scales`."""
-        if not isinstance(self.loss_scales, dict):
-            self._value_error(f"`loss_scales`={self.loss_scales!r} must be a dict, like {{}}.")
-        negative = {k: v for k, v in self.loss_scales.items() if not is_number(v, 0)}
-        if negative:
-            self._value_error(f"`loss_scales` must be numbers >= 0, got {negative}.")
-        unknown = self.loss_scales.keys() - LossConfig().scales.keys()
-        if unknown:
-            self._value_error(
-                f"`loss_scales` has unknown terms {sorted(unknown)}: it takes "
-                f"{sorted(LossConfig().scales)}."
-            )
-
-    def _validate_model_config(self) -> None:
-        """Refuses what would contradict the settings of `training`, which others read too."""
-        for given in (self._model_config, getattr(self._rl_module_spec, "model_config", None)):
-            for name in _OF_TRAINING.keys() & (given if isinstance(given, dict) else {}):
-                self._value_error(
-                    f"`model_config` has a key {name!r}: leave it out, and set "
-                    f"{_OF_TRAINING[name]} by `training(...)`."
-                )
 
     @property
     def loss_config(self) -> LossConfig:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import gymnasium as gym
+import numpy as np
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.callbacks.callbacks import RLlibCallback
 from ray.rllib.env.single_agent_env_runner import SingleAgentEnvRunner
@@ -65,16 +66,22 @@ class DreamerEnvRunner(SingleAgentEnvRunner):
     A runner whose env failed, and which RLlib asks again, builds its envs anew: the failed episode
     is not continued.
 
+    With `config.seed` every env of every runner starts from seeds of its own. RLlib's are the sum
+    of seed, runner and env, so that neighbours share theirs.
+
     Of steps handed over it keeps only totals, where RLlib keeps everything to the episode's end:
     50 kB a step for a small picture and its latents.
     """
 
     config: AlgorithmConfig
     _failed = False
+    _builds = 0
 
     def make_env(self) -> None:
         """Builds the envs; `self.config` tells RLlib which, so it holds the creator meanwhile."""
         given = self.config
+        self._seed = self._start_seed()
+        self._builds += 1
         mode = gym.VectorizeMode(given.gym_env_vectorize_mode)
         if given.env is None or mode not in _OF_SINGLE_ENVS:
             super().make_env()
@@ -113,6 +120,14 @@ class DreamerEnvRunner(SingleAgentEnvRunner):
                 self.metrics.log_value(EPISODE_SUCCESS_MEAN, float(success), window=window)
         metrics: dict[str, Any] = super().get_metrics()
         return metrics
+
+    def _start_seed(self) -> int | None:
+        """Of the first episodes; another one after a failure, which might come again with it."""
+        if self.config.seed is None:
+            return None
+        runner = (self.worker_index or 0, int(self.config.in_evaluation), self._builds)
+        (drawn,) = np.random.SeedSequence([self.config.seed, *runner]).generate_state(1)
+        return int(drawn >> 1)  # some envs take no more than 31 bits
 
     def stop(self) -> None:
         """Closes the envs."""

@@ -137,13 +137,11 @@ class DreamerTorchLearner(TorchLearner):
             self._measured[module_id, name] = x
         return ops.total_loss(losses, scales)
 
-    def _log(self, measured: dict[tuple[str, str], Tensor]) -> dict[tuple[str, str], float]:
+    def _log(self, measured: dict[tuple[str, str], Tensor]) -> None:
         """Logs scalars by module and name, brought to the host in one transfer."""
         values = torch.stack([x.detach().float() for x in measured.values()]).tolist()
-        found = dict(zip(measured, values, strict=True))
-        for key, value in found.items():
+        for key, value in zip(measured, values, strict=True):
             self.metrics.log_value(key, value, window=1)
-        return found
 
     def postprocess_gradients(self, gradients_dict: dict[Any, Tensor]) -> dict[Any, Tensor]:
         """Nothing: clipping is part of LaProp and of `apply_gradients`."""
@@ -152,30 +150,36 @@ class DreamerTorchLearner(TorchLearner):
     def apply_gradients(self, gradients_dict: dict[Any, Tensor]) -> None:
         """Steps the optimizers, or skips the update if a gradient is not finite."""
         norm = torch.nn.utils.get_total_norm([g for g in gradients_dict.values() if g is not None])
-        found = self._log(self._measured | {GRAD_NORM: norm})  # here the host waits for the device
-        finite = math.isfinite(found[GRAD_NORM])
+        measured = self._measured | {GRAD_NORM: norm}
+        finite = math.isfinite(norm)  # here the host waits for the device
         skipped = int(not finite and self._is_first)  # RLlib adds up what the learners count
         self.metrics.log_value(
             (DEFAULT_MODULE_ID, "skipped_updates"), skipped, reduce="lifetime_sum"
         )
-        if not finite:
+        if finite:
+            measured[UPDATE_NORM] = self._step(norm)
+        else:
             self._skip_update()
-            return
+        self._log(measured)
+
+    def _step(self, norm: Tensor) -> Tensor:
+        """Steps the optimizers with gradients of this norm; returns that of the change."""
         if self.config.grad_clip_norm is not None:
             params = self._params.values()
             torch.nn.utils.clip_grads_with_norm_(params, self.config.grad_clip_norm, norm)
+        cfg = self.config
+        trained = {"world_model": True, "actor": cfg.train_actor, "critic": cfg.train_critic}
         steps = []
         for module_id, names in self._module_optimizers.items():
             for name in names:
-                part = name.removeprefix(f"{module_id}_")
-                if not getattr(self.config, f"train_{part}", True):
+                if not trained[name.removeprefix(f"{module_id}_")]:
                     continue  # its momentum and weight decay would move it without any gradient
                 optimizer = self.get_optimizer(module_id, name)
                 assert isinstance(optimizer, LaProp | Adam)
                 optimizer.step()
                 steps.append(optimizer.update_norm())
             self.agent(module_id).behavior.update_slow_critic()
-        self._log({UPDATE_NORM: torch.linalg.vector_norm(torch.stack(steps))})
+        return torch.linalg.vector_norm(torch.stack(steps))
 
     def _skip_update(self) -> None:
         """Takes back what the losses changed; all learners do, as they share their gradients."""

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 
 from rllib_dreamer.part_rates import PARTS
+from rllib_dreamer.setting_ranges import is_count, is_rate
 
 WARMUP_SHARE = 0.1
 RATES = ("lr", *(f"{part}_lr" for part in PARTS))
@@ -112,27 +113,19 @@ def _recipe(learners: int, total_steps: int | None) -> dict[str, Callable[[Any],
 
 
 def _check_scalable(name: str, value: Any) -> None:
-    if not isinstance(value, int | float | list | tuple | None):
-        raise ValueError(
-            f"{name}={value!r} cannot be scaled, only a number or a schedule can: call "
-            "scale_to_learners first and set the search afterwards."
-        )
-    if isinstance(value, list | tuple) and not all(map(_is_rate_from, value)):
+    if value is None or is_rate(value):
+        return
+    if isinstance(value, list | tuple):
         raise ValueError(
             f"{name}={value!r} cannot be scaled: a schedule is a list of pairs of a step and a "
             "rate, like [[0, 4e-5], [1_000_000, 1e-5]]."
         )
-
-
-def _is_rate_from(pair: Any) -> bool:
-    """Whether an entry of a schedule is a pair of numbers."""
-    return (
-        isinstance(pair, list | tuple)
-        and len(pair) == 2
-        and all(isinstance(number, int | float) for number in pair)
+    raise ValueError(
+        f"{name}={value!r} cannot be scaled, only a number or a schedule can: call "
+        "scale_to_learners first and set the search afterwards."
     )
 
 
 def _check_count(name: str, value: Any) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+    if not is_count(value, 1):
         raise ValueError(f"{name}={value!r} must be a whole number >= 1.")

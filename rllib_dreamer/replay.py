@@ -91,7 +91,7 @@ class Replay:
                 `capacity - (n + 2) * chunk_length` steps.
             batch_size: Sequences in a batch, B.
             batch_length: Trained steps in a sequence, T; sequences are T + 1 steps long.
-            online: Whether each stretch of T + 1 new steps is sampled once before anything is drawn
+            online: Whether each window of T + 1 new steps is sampled once before anything is drawn
                 at random.
             seed: Makes the batches repeatable.
             directory: Keeps the steps in memory-mapped files there, instead of in memory.
@@ -223,7 +223,7 @@ class Replay:
             with `is_first` has `is_last`, also where an episode was abandoned.
 
         Raises:
-            ValueError: There is no stretch of T + 1 steps yet.
+            ValueError: There is no sequence of T + 1 steps yet.
         """
         with self._lock:
             self._check_filled()
@@ -246,7 +246,7 @@ class Replay:
             For each column an array (n, T + 1, ...).
 
         Raises:
-            ValueError: There is no stretch of T + 1 steps yet.
+            ValueError: There is no sequence of T + 1 steps yet.
         """
         with self._lock:
             self._check_filled()

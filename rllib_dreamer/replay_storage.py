@@ -164,11 +164,11 @@ class StepStorage:
         """Writes `steps[start:start + count]` at id `first`; they must not leave its chunk."""
         row = first % self.num_rows
         if first % self.chunk_length == 0:
-            self._claim(first // self.chunk_length)
+            self._mark(first // self.chunk_length)
         for name, column in self.columns.items():
             column[row : row + count] = steps[name][start : start + count]
 
-    def _claim(self, serial: int) -> None:
+    def _mark(self, serial: int) -> None:
         """Says that a place of the ring is about to be taken by chunk `serial`."""
 
     def gather(self, ids: np.ndarray, names: Iterable[str] | None = None) -> dict[str, np.ndarray]:
@@ -352,7 +352,7 @@ class DiskStorage(StepStorage):
             self._started = True
         super().write(first, steps, start, count)
 
-    def _claim(self, serial: int) -> None:
+    def _mark(self, serial: int) -> None:
         self._chunks[serial % self.num_chunks] = serial
         self._maps[-1].flush()
 

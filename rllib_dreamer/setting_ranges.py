@@ -31,7 +31,7 @@ def is_rate(value: Any) -> bool:
     """Whether the value is a learning rate, or a list of pairs (step, learning rate)."""
     if isinstance(value, (list, tuple)):
         pairs = all(isinstance(pair, (list, tuple)) and len(pair) == 2 for pair in value)
-        return pairs and all(is_number(rate, 0) for _, rate in value)
+        return pairs and all(is_number(number, 0) for pair in value for number in pair)
     return is_number(value, 0)
 
 
@@ -70,7 +70,7 @@ RANGES: dict[str, tuple[str, Callable[[Any], bool]]] = {
 }
 """By setting: what is allowed, in words and as a test."""
 
-UNUSED: dict[str, tuple[Any, str]] = {
+REFUSED: dict[str, tuple[Any, str]] = {
     "train_batch_size": (None, "set `batch_size_B` and `batch_length_T` instead"),
     "_train_batch_size_per_learner": (None, "set `batch_size_B`, that of all learners, instead"),
     "minibatch_size": (None, "every update takes a whole batch, set `batch_size_B` instead"),
@@ -82,6 +82,12 @@ UNUSED: dict[str, tuple[Any, str]] = {
         "batches come from the replay, change what goes in: in a wrapper of the environment, or by "
         "an `env_to_module_connector` that writes into the episode",
     ),
+    "log_gradients": (False, "the norm of all gradients is always logged, leave it out"),
+    "torch_skip_nan_gradients": (
+        False,
+        "an update with a NaN gradient is always skipped, set `max_nonfinite_updates`",
+    ),
+    "policies_to_train": (None, "set `train_actor` and `train_critic` instead"),
     "num_gpus": (0, "set `num_gpus_per_learner` instead"),
     "torch_compile_learner": (False, "set `compile` instead"),
     "torch_compile_worker": (False, "set `compile` instead"),
@@ -99,7 +105,7 @@ UNUSED: dict[str, tuple[Any, str]] = {
 }
 """RLlib's settings that mean nothing here: the one value allowed, and what to do instead."""
 
-WITHOUT_EFFECT = {
+IGNORED = {
     "world_model_grad_clip_by_global_norm": "gradients are clipped adaptively, see agc",
     "actor_grad_clip_by_global_norm": "gradients are clipped adaptively, see agc",
     "critic_grad_clip_by_global_norm": "gradients are clipped adaptively, see agc",

@@ -17,30 +17,31 @@ class TrainingRatio:
     """
 
     def __init__(self, ratio: float, batch_steps: int) -> None:
-        self.steps_per_update = batch_steps / Fraction(str(ratio))
-        self._accounted: Fraction | None = None
+        self._updates_per_step = Fraction(str(ratio)) / batch_steps
+        self._counted: int | None = None  # agent steps, at the latest call
+        self._owed = Fraction(0)  # of an update, < 1
 
     def updates(self, agent_steps: int) -> int:
         """Returns the updates due at this many agent steps since the beginning of training.
 
         The first call gives one: steps taken before there was enough to learn from ask for none.
         """
-        if self._accounted is None:
-            self._accounted = Fraction(agent_steps)
+        counted, self._counted = self._counted, agent_steps
+        if counted is None:
             return 1
-        due = int((agent_steps - self._accounted) / self.steps_per_update)
-        self._accounted += due * self.steps_per_update
+        self._owed += (agent_steps - counted) * self._updates_per_step
+        due = int(self._owed)
+        self._owed -= due
         return due
 
     def restart(self) -> None:
         """Begins anew with the next call: steps taken until then ask for no updates."""
-        self._accounted = None
+        self._counted, self._owed = None, Fraction(0)
 
     def get_state(self) -> dict[str, Any]:
         """What `set_state` takes."""
-        return {"accounted": None if self._accounted is None else str(self._accounted)}
+        return {"counted": self._counted, "owed": str(self._owed)}
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Goes on where another one stopped: neither a burst nor a gap of updates."""
-        accounted = state["accounted"]
-        self._accounted = None if accounted is None else Fraction(str(accounted))
+        """Goes on where another one stopped: neither a burst nor a gap, at another ratio too."""
+        self._counted, self._owed = state["counted"], Fraction(state["owed"])

@@ -109,6 +109,9 @@ def test_a_setting_that_means_nothing_here_is_refused(
         ("num_aggregator_actors_per_learner", 1, "there are no episodes to aggregate"),
         ("torch_compile_learner", True, "set `compile` instead"),
         ("torch_compile_worker", True, "set `compile` instead"),
+        ("torch_skip_nan_gradients", True, "an update with a NaN gradient is always skipped"),
+        ("log_gradients", True, "the norm of all gradients is always logged"),
+        ("policies_to_train", [], "set `train_actor` and `train_critic` instead"),
         ("_torch_grad_scaler_class", dict, "bfloat16 needs no scaler"),
         ("_torch_lr_scheduler_classes", [dict], "set `lr` to a list"),
     ],
@@ -189,6 +192,18 @@ def test_curiosity_is_refused() -> None:
 def test_an_unknown_setting_is_refused() -> None:
     with pytest.raises(TypeError, match="trainings_ratio"):
         DreamerConfig().training(trainings_ratio=3)
+    config = tiny_config().update_from_dict({"trainings_ratio": 3})
+    with pytest.raises(ValueError, match="no setting `trainings_ratio`: did you mean 'training_r"):
+        config.validate()
+
+
+def test_what_only_training_takes_may_come_from_a_dict() -> None:
+    given = {"use_float16": True, "replay_buffer_config": {"capacity": 500}, "lr": 1e-3}
+    config = tiny_config().update_from_dict(given | {"gc_frequency_train_steps": 10})
+    config.validate()
+    assert (config.precision, config.replay_capacity, config.lr) == ("bfloat16", 500, 1e-3)
+    with pytest.raises(ValueError, match="use_curiosity=True is not available"):
+        DreamerConfig().update_from_dict({"use_curiosity": True})
 
 
 def test_a_script_for_rllibs_own_dreamer_works_after_changing_the_import() -> None:

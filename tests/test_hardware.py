@@ -94,10 +94,23 @@ def test_denormal_numbers_are_flushed() -> None:
         torch.set_flush_denormal(False)
 
 
+def test_with_a_seed_new_tensors_are_not_filled() -> None:
+    torch.use_deterministic_algorithms(True)  # as RLlib does with a seed
+    try:
+        torch.utils.deterministic.fill_uninitialized_memory = True  # type: ignore[attr-defined]
+        assert torch.empty(1000).isnan().all()
+        set_threads(learner_threads=1)
+        assert not torch.empty(1000).isnan().all()
+    finally:
+        torch.use_deterministic_algorithms(False)
+        torch.set_flush_denormal(False)
+
+
 FAULTS_OF_FIVE_TENSORS = """
-import resource, sys, torch
+import ctypes, resource, sys, torch
 from rllib_dreamer import hardware
 
+ctypes.CDLL(None).prctl(41, 1, 0, 0, 0)  # PR_SET_THP_DISABLE: a fault of each page of 4 kB
 if sys.argv[1] == "keep":
     hardware.keep_memory()
 first = torch.ones(16 * 2**20)  # 64 MiB

@@ -24,6 +24,7 @@ RANKS = {
     "dreamer_catalog": 6,
     "dreamer_env_runner": 7,
     "setting_ranges": 7,
+    "setting_checks": 7,
     "learner_scaling": 7,
     "dreamer_torch_rl_module": 7,
     "dreamer_config": 8,

@@ -43,3 +43,10 @@ def test_steps_taken_before_a_restart_ask_for_no_updates() -> None:
     assert [counter.updates(n) for n in (10, 12)] == [1, 2]
     counter.restart()
     assert [counter.updates(n) for n in (100, 103)] == [1, 3]
+
+
+def test_a_restored_counter_of_a_higher_ratio_gives_no_burst() -> None:
+    slow, fast = TrainingRatio(1, 64), TrainingRatio(64, 64)
+    assert [slow.updates(n) for n in (0, 63)] == [1, 0]
+    fast.set_state(slow.get_state())
+    assert [fast.updates(n) for n in (64, 65)] == [1, 1]

@@ -48,8 +48,7 @@ _OPTIONS: dict[str, Any] = {
     "dmc": dmc.DmcOptions,
     "DMC": dmc.DmcOptions,
     "robosuite": robosuite.RobosuiteOptions,
-    "atari100k": atari.Atari100kOptions,
-    "ALE": atari.AleOptions,
+    **atari.OPTIONS,
 }
 
 

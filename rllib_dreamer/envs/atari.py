@@ -77,6 +77,10 @@ class AleOptions(Atari100kOptions):
     pool: bool = False
 
 
+OPTIONS = {"atari100k": Atari100kOptions, "ALE": AleOptions}
+"""By the family of the name."""
+
+
 def camel_case(game: str) -> str:
     """Returns the name of a game as in `ALE/<Game>-v5` ("ms_pacman" becomes "MsPacman")."""
     return game.replace("_", " ").title().replace(" ", "")
@@ -111,8 +115,8 @@ def make(env_id: str, env_config: Mapping[str, Any] | None = None) -> gym.Env:
         ImportError: ale-py is not installed.
     """
     game = parse_name(env_id)
-    cls = AleOptions if env_id.startswith("ALE/") else Atari100kOptions
-    return AtariEnv(game, wrappers.parse_options(cls, env_config, env_id))
+    options = OPTIONS[env_id.partition("/")[0]]
+    return AtariEnv(game, wrappers.parse_options(options, env_config, env_id))
 
 
 class AtariEnv(gym.Env):
