@@ -68,7 +68,11 @@ def _check_names(config: AlgorithmConfig) -> None:
     """Refuses settings that do not exist, which RLlib takes from dicts without a word."""
     known = vars(type(config)()).keys() | {"class"}  # which `from_state` adds
     for name in vars(config).keys() - known:
-        config._value_error(f"there is no setting `{name}`: {nearest(name, known)}")
+        if not name.startswith("__"):  # as Tune's own do, "__stdout_file__" and others
+            config._value_error(
+                f"there is no setting `{name}`: {nearest(name, known)} Values of your own belong "
+                "into `env_config`."
+            )
 
 
 def _check_loss_scales(config: AlgorithmConfig) -> None:

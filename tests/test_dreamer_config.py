@@ -192,6 +192,7 @@ def test_curiosity_is_refused() -> None:
 def test_an_unknown_setting_is_refused() -> None:
     with pytest.raises(TypeError, match="trainings_ratio"):
         DreamerConfig().training(trainings_ratio=3)
+    tiny_config().update_from_dict({"__stdout_file__": None}).validate()  # of Tune
     config = tiny_config().update_from_dict({"trainings_ratio": 3})
     with pytest.raises(ValueError, match="no setting `trainings_ratio`: did you mean 'training_r"):
         config.validate()

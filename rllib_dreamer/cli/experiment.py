@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+import traceback
 from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
@@ -21,7 +22,7 @@ from rllib_dreamer.cli.search import samples
 from rllib_dreamer.cli.stopping import lookup
 from rllib_dreamer.dreamer_config import DreamerConfig
 from rllib_dreamer.envs import action_repeat, shares_options, validate_env_name
-from rllib_dreamer.setting_ranges import RANGES, UNUSED
+from rllib_dreamer.setting_ranges import RANGES, REFUSED
 
 DEFAULT_ALGORITHM = "DreamerTorch"
 _ADVICE_OF_RLLIB = " To suppress all validation errors"  # at the end of each message
@@ -194,7 +195,7 @@ def _check_unvalidated(config: AlgorithmConfig) -> None:
     allowed, holds = RANGES["seed"]
     if not holds(config.seed):
         raise ValueError(f"`seed`={config.seed!r} must be {allowed}.")
-    only, instead = UNUSED["num_gpus"]
+    only, instead = REFUSED["num_gpus"]
     if config.enable_rl_module_and_learner and config.num_gpus != only:
         raise ValueError(f"`num_gpus`={config.num_gpus!r} is not used: {instead}.")
 
@@ -236,8 +237,19 @@ def import_file(path: Path) -> ModuleType:
         sys.path.append(folder)
     try:
         spec.loader.exec_module(module)
-    except SyntaxError as error:
-        raise CommandError(f"{path}, line {error.lineno}: {error.msg}") from error
     except Exception as error:
-        raise CommandError(f"{path} fails: {type(error).__name__}: {error}") from error
+        raise CommandError(f"{path}{_failure(error, path)}") from error
     return module
+
+
+def _failure(error: Exception, path: Path) -> str:
+    """What follows the name of a file that fails: the line, as far as it is known, and the error.
+
+    The line is the innermost one of the file itself; of one that is no Python, that of the mistake.
+    """
+    frames = traceback.extract_tb(error.__traceback__)
+    here = [frame.lineno for frame in frames if Path(frame.filename).resolve() == path.resolve()]
+    if isinstance(error, SyntaxError) and not here:
+        return f", line {error.lineno}: {error.msg}"
+    place = f", line {here[-1]}," if here else ""
+    return f"{place} fails: {type(error).__name__}: {error}"

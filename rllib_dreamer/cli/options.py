@@ -118,7 +118,11 @@ class TrainOptions:
     ] = None
     ray_address: Annotated[
         str | None,
-        typer.Option("--ray-address", help="A running Ray cluster.", rich_help_panel=_LINKS),
+        typer.Option(
+            "--ray-address",
+            help="A running Ray cluster [RAY_ADDRESS, else Ray is started here].",
+            rich_help_panel=_LINKS,
+        ),
     ] = None
     wandb_key: Annotated[
         str | None,

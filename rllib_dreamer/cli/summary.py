@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import shlex
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from ray.tune import Result
@@ -76,8 +77,9 @@ def _value(metrics: Mapping[str, Any]) -> float:
     return float(flatten_dict(dict(metrics)).get(SCORE, math.nan))
 
 
-def _rank(saved: Saved) -> float:
-    return -math.inf if math.isnan(saved.score) else saved.score
+def _rank(saved: Saved) -> tuple[float, str]:
+    """By score; of equal ones, and where none is known, the later: `rllib evaluate` takes that."""
+    return -math.inf if math.isnan(saved.score) else saved.score, Path(saved.path).name
 
 
 def _score(saved: Saved) -> str:

@@ -13,6 +13,7 @@ from ray import tune
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.tune import Callback, CheckpointConfig, FailureConfig, ResumeConfig, RunConfig, TuneConfig
 from ray.tune.registry import register_trainable
+from ray.tune.result import EXPR_ERROR_FILE
 from ray.tune.result_grid import ResultGrid
 from rich.console import Console
 
@@ -303,7 +304,7 @@ def _say_stopping(console: Console) -> None:
 
 
 def _raise_errors(results: ResultGrid, folder: Path, verbose: bool) -> None:
-    """Turns failed trials into one line, with what brings them back."""
+    """Turns failed trials into one line, with where they tell more and what brings them back."""
     errors = [error for error in results.errors if error is not None]
     if not errors:
         return
@@ -312,4 +313,12 @@ def _raise_errors(results: ResultGrid, folder: Path, verbose: bool) -> None:
     count = f" ({len(errors)} of {len(results)} trials failed)" if len(results) > 1 else ""
     saved = any(result.checkpoint is not None for result in results)
     resume = f"; add --resume {folder} to go on from the last checkpoint" if saved else ""
-    raise RunFailed(f"the run failed: {first_line(errors[0])}{count}{resume}")
+    text = f"the run failed: {first_line(errors[0])}{count}{_traceback(results)}{resume}"
+    raise RunFailed(text)
+
+
+def _traceback(results: ResultGrid) -> str:
+    """Where the traceback of the first failed trial is."""
+    failed = next(result for result in results if result.error is not None)
+    file = Path(failed.path) / EXPR_ERROR_FILE
+    return f"; the traceback is in {file}" if file.is_file() else ""

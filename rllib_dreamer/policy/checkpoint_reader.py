@@ -28,7 +28,7 @@ _NEWEST = ("best", "last")
 
 
 def find_checkpoint(
-    path: str | Path, which: str = "last", storage: str | Path = DEFAULT_STORAGE
+    path: str | Path, which: str = "best", storage: str | Path = DEFAULT_STORAGE
 ) -> Path:
     """Finds a checkpoint's folder.
 

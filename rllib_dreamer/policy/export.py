@@ -137,9 +137,8 @@ def _build(found: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> PolicyPar
 
 def _build_agent(found: Mapping[str, Any]) -> Agent:
     """The agent of a description, with new weights."""
-    size = {key: x for key, x in found["model"].items() if key != "kernel"}  # older files: always 5
-    config, loss = ModelConfig(**_tuples(size)), LossConfig(**_tuples(found["loss"]))
-    decoded = found.get("decoded", found["observations"])  # older files: what is read
+    config = ModelConfig(**_tuples(found["model"]))
+    loss, decoded = LossConfig(**_tuples(found["loss"])), found["decoded"]
     actions = {key: ActionSpec(**_tuples(spec)) for key, spec in found["actions"].items()}
     world = WorldModel(
         Encoder(_obs_specs(found["observations"]), config),

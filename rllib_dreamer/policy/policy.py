@@ -63,7 +63,7 @@ class SeededNoise:
 class DreamerPolicy:
     """Acts as trained, in the original spaces and units.
 
-        policy = DreamerPolicy.from_checkpoint("~/ray_results/walker_...", which="best")
+        policy = DreamerPolicy.from_checkpoint("~/ray_results/walker_...")
         policy.reset()
         action = policy.act(obs)
 
@@ -114,7 +114,7 @@ class DreamerPolicy:
         cls,
         path: str | Path,
         *,
-        which: str = "last",
+        which: str = "best",
         device: str | torch.device = "cpu",
         seed: int | None = None,
     ) -> DreamerPolicy:
@@ -126,7 +126,8 @@ class DreamerPolicy:
         Args:
             path: A checkpoint, the folder of a trial or experiment, an exported policy, or "best"
                 or "last" for the newest experiment in ~/ray_results.
-            which: Of several checkpoints, the "best" by mean return or the "last".
+            which: Of several checkpoints the "best" by mean return, as `rllib evaluate` takes it
+                (the last where none is known), or the "last".
             device: Where to compute.
             seed: Of the noise.
 
