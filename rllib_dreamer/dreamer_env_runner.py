@@ -122,7 +122,7 @@ class DreamerEnvRunner(SingleAgentEnvRunner):
         return metrics
 
     def _start_seed(self) -> int | None:
-        """Of the first episodes; another one after a failure, which might come again with it."""
+        """Of the first episodes; another one when envs are built anew, as a failure may recur."""
         if self.config.seed is None:
             return None
         runner = (self.worker_index or 0, int(self.config.in_evaluation), self._builds)

@@ -11,6 +11,26 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+#: Trains PPO on an environment that the file itself registers.
+PPO_FILE = """
+import gymnasium
+from ray.rllib.algorithms.ppo import PPOConfig
+from ray.tune import register_env
+
+class OwnEnv(gymnasium.Wrapper):
+    pass
+
+register_env("own-cartpole", lambda config: OwnEnv(gymnasium.make("CartPole-v1")))
+config = (
+    PPOConfig()
+    .environment("own-cartpole")
+    .env_runners(num_env_runners=0)
+    .training(train_batch_size_per_learner=64, num_epochs=1, minibatch_size=64)
+    .reporting(min_time_s_per_iteration=0)
+)
+stop = {"training_iteration": 2}
+"""
+
 
 class Finished(NamedTuple):
     """A command's exit code and output."""

@@ -1,8 +1,13 @@
-"""The `--golden` option, the files that it selects and the summary of their errors."""
+"""The `--golden` option, the files that it selects and the summary of their errors.
+
+And for all tests: no limit of time for slow ones, and no folders left in `~/ray_results`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import faulthandler
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -84,6 +89,23 @@ def note_uncompared(pytestconfig: pytest.Config) -> Callable[[str, list[str]], N
         pytestconfig.stash[UNCOMPARED][file] = keys
 
     return note
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Leaves slow tests the time that they take; what they start has limits of its own."""
+    if item.get_closest_marker("slow"):
+        faulthandler.cancel_dump_traceback_later()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def ray_results(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Algorithms that are built outside of Tune make their folders in a temporary one."""
+    with pytest.MonkeyPatch.context() as patch:
+        module = sys.modules.get("ray.tune.trainable.trainable")
+        if module is not None:  # it is needed by no test that was collected
+            folder = str(tmp_path_factory.mktemp("ray_results"))
+            patch.setattr(module, "DEFAULT_STORAGE_PATH", folder)
+        yield
 
 
 def pytest_terminal_summary(

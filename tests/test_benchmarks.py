@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import importlib
 import json
+import pickle
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -27,8 +29,8 @@ SMALL = {
     "replay": "--capacity 1000 --deter 32 --rounds 1",
     "env_step": "--only CartPole --rounds 1 --seconds 0.01",
     "runners": "--env noise --runners 0 --envs 2 --rounds 1 --seconds 0.01",
-    "memory": "--batch 2 --length 8 --capacity 40 --minutes 0.01",
-    "loop": "--env noise --batch 2 --length 8 --updates 2 --seconds 0",
+    "memory": "--batch 2 --length 8 --capacity 40 --minutes 0",
+    "loop": "--env noise --batch 2 --length 8 --ratio 16 --updates 2 --seconds 0",
 }
 
 
@@ -36,6 +38,36 @@ SMALL = {
 def importable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(FOLDER))
     start_ray()  # a benchmark would start one whose workers can't import what tests define
+
+
+class HereProgram:
+    """A program of a benchmark in this process; to it goes what can go to another process."""
+
+    def __init__(self, build: Callable[..., Any], *args: Any) -> None:
+        self.built = pickle.loads(pickle.dumps(build))(*args)
+
+    def ask(self, function: Callable[[Any], Any]) -> Any:
+        return pickle.loads(pickle.dumps(function))(self.built)
+
+    def close(self) -> None:
+        self.built.stop()
+
+
+@pytest.fixture
+def brief(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], ModuleType]:
+    """Loads a benchmark of which a process, or updates, are left out that only take time."""
+
+    def loaded(name: str) -> ModuleType:
+        module = load(name)
+        if name == "runners":
+            monkeypatch.setattr(module, "Program", HereProgram)
+            monkeypatch.setattr(module.ray, "init", lambda *args, **options: None)
+        if name == "memory":
+            build, often = module.build, {"training_ratio": 16}
+            monkeypatch.setattr(module, "build", lambda *args: build(*args[:-1], args[-1] | often))
+        return module
+
+    return loaded
 
 
 def load(name: str) -> ModuleType:
@@ -67,9 +99,11 @@ def names(figures: list[dict[str, Any]]) -> list[str]:
 
 
 @pytest.mark.parametrize("name", SMALL)
-def test_benchmark_writes_the_documented_keys(name: str, tmp_path: Path) -> None:
+def test_benchmark_writes_the_documented_keys(
+    name: str, brief: Callable[[str], ModuleType], tmp_path: Path
+) -> None:
     path = tmp_path / "figures.json"
-    invoke(load(name), *SMALL[name].split(), "--json", str(path))
+    invoke(brief(name), *SMALL[name].split(), "--json", str(path))
     figures = checked(path)
     if name == "train_step":
         assert names(figures)[1:] == ["CPU time", "peak RSS", "rate"]
@@ -82,6 +116,13 @@ def test_benchmark_writes_the_documented_keys(name: str, tmp_path: Path) -> None
         parts = ["env", "policy", "replay add", "replay sample", "replay write back", "update"]
         assert names(figures) == [*parts, "overhead"]
         assert sum(row["ratio"] for row in figures) == pytest.approx(1.0)
+
+
+@pytest.mark.slow
+def test_runners_of_each_case_in_a_process_of_their_own(tmp_path: Path) -> None:
+    path = tmp_path / "figures.json"
+    invoke(load("runners"), *SMALL["runners"].split(), "--json", str(path))
+    assert names(checked(path)) == ["sync", "async"]
 
 
 @pytest.mark.slow

@@ -1,20 +1,16 @@
-"""The `rllib` command: usage errors, overrides, progress, and real runs of RLlib's PPO."""
+"""The `rllib` command: usage errors, files, overrides, settings of a run."""
 
 from __future__ import annotations
 
-import json
 import os
 import pickle
-import shutil
-import signal
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
-from commands import STARTED, Finished, finish, iterations, marks, start, wait_for
+from commands import PPO_FILE
 from ray import tune
 from ray.rllib.algorithms.ppo import PPOConfig
 from ray.tune import Checkpoint
@@ -22,7 +18,6 @@ from ray.tune import Checkpoint
 from rllib_dreamer.cli.app import resume_without_path, run
 from rllib_dreamer.cli.errors import CommandError
 from rllib_dreamer.cli.experiment import experiment_from_file, experiment_from_names
-from rllib_dreamer.cli.folders import Mark, find_experiments
 from rllib_dreamer.cli.options import TrainOptions
 from rllib_dreamer.cli.overrides import apply_overrides, check_stop, parse_stop, parse_value
 from rllib_dreamer.cli.session import ray_session
@@ -36,56 +31,12 @@ from rllib_dreamer.cli.train import (
 )
 from rllib_dreamer.dreamer_config import DreamerConfig
 
-PPO_FILE = """
-import gymnasium
-from ray.rllib.algorithms.ppo import PPOConfig
-from ray.tune import register_env
-
-class OwnEnv(gymnasium.Wrapper):
-    pass
-
-register_env("own-cartpole", lambda config: OwnEnv(gymnasium.make("CartPole-v1")))
-config = (
-    PPOConfig()
-    .environment("own-cartpole")
-    .env_runners(num_env_runners=0)
-    .training(train_batch_size_per_learner=64, num_epochs=1, minibatch_size=64)
-    .reporting(min_time_s_per_iteration=0)
-)
-stop = {"training_iteration": 2}
-"""
-
-
-class Trained(NamedTuple):
-    """A finished run and its experiment folder."""
-
-    finished: Finished
-    folder: Path
-
-
-@pytest.fixture(autouse=True)
-def no_process_is_left() -> Iterator[None]:
-    """A test that fails half-way must not leave its run behind."""
-    yield
-    for process in STARTED:
-        if process.poll() is None:
-            process.kill()
-            process.wait()
-    STARTED.clear()
-
 
 @pytest.fixture(scope="module")
 def ppo_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     file = tmp_path_factory.mktemp("files") / "own.py"
     file.write_text(PPO_FILE)
     return file
-
-
-@pytest.fixture(scope="module")
-def trained(ppo_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Trained:
-    storage = tmp_path_factory.mktemp("results")
-    words = ["train", "file", ppo_file, "--storage-path", storage, "--name", "short"]
-    return Trained(finish(start(*words, "--checkpoint-freq", 1)), storage / "short")
 
 
 def options(**values: Any) -> TrainOptions:
@@ -159,7 +110,10 @@ def test_verbose_shows_the_traceback(capsys: pytest.CaptureFixture[str]) -> None
         ("x = 1", "has no 'config'"),
         ("config = {}", "a 'config' of type dict"),
         ("config = (", r"line 1: "),
-        ("import nowhere_at_all", "fails: ModuleNotFoundError"),
+        ("import nowhere_at_all", r"bad\.py, line 1, fails: ModuleNotFoundError"),
+        ("def f():\n    import json\n    json.loads('')\n\nf()", r"bad\.py, line 3, fails: JSON"),
+        ("x = 1\nraise ValueError('no')", r"bad\.py, line 2, fails: ValueError: no$"),
+        ("x = 1\nexec('y = (')", r"bad\.py, line 2, fails: SyntaxError"),
         (PPO_FILE + "\nstop = 5", "must map metric names to limits, got int"),
         (
             "from ray.rllib.algorithms.algorithm_config import AlgorithmConfig\n"
@@ -312,119 +266,10 @@ def test_the_wandb_key_is_not_written_to_the_experiment(monkeypatch: pytest.Monk
     assert os.environ["WANDB_API_KEY"] == "my-secret"
 
 
-# ---- real runs ----
-
-
-def test_a_run_reports_and_names_its_checkpoints(trained: Trained) -> None:
-    code, out, err = trained.finished
-    assert (code, err) == (0, "")
-    assert "until training_iteration >= 2" in out
-    assert "env steps" in out and "nan" not in out.lower()
-    lines = out.splitlines()
-    assert lines[-2].startswith("best checkpoint: ") and lines[-1].startswith("last checkpoint: ")
-    path = lines[-1].removeprefix("last checkpoint: ").partition(" (return ")[0]
-    assert (Path(path) / "rllib_checkpoint.json").is_file()
-    assert iterations(trained.folder) == marks(trained.folder) == [1, 2]
-
-
-def test_an_existing_experiment_is_not_mixed_up(
-    trained: Trained, ppo_file: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    place = ["--storage-path", str(trained.folder.parent), "--name", "short"]
-    assert run(["train", "file", str(ppo_file), *place]) == 2
-    assert "add --resume, or choose another --name" in capsys.readouterr().err
-
-
-def test_find_experiments(trained: Trained, ppo_file: Path) -> None:
-    storage, own = trained.folder.parent, Mark("own", ppo_file.resolve())
-    checkpoint = next(trained.folder.glob("*/checkpoint_*"))
-    assert find_experiments(str(checkpoint), storage, None, own) == [trained.folder]
-    assert find_experiments("", storage, "short", own) == [trained.folder]
-    with pytest.raises(CommandError, match=r"no experiment 'shrt'.*did you mean short"):
-        find_experiments("", storage, "shrt", own)
-    with pytest.raises(CommandError, match="no experiment of another in"):
-        find_experiments("", storage, None, Mark("another"))
-    dated, other = storage / "own_2026-01-31_09-05-00", storage / "own_other_2026-01-31_09-06-00"
-    shutil.copytree(trained.folder, dated)
-    shutil.copytree(trained.folder, other)  # of another file, and newer
-    (other / "rllib_dreamer.txt").write_text("own_other\n")
-    os.utime(next(dated.glob("experiment_state-*")), (0, 0))
-    found = find_experiments("", storage, None, own)  # by the file, not the name
-    assert found == [trained.folder, dated]
-    shutil.rmtree(dated)
-    shutil.rmtree(other)
-
-
 def test_resume_refuses_a_number_of_samples(ppo_file: Path) -> None:
     given = options(resume="", num_samples=3)
     with pytest.raises(CommandError, match="--num-samples is for new runs"):
         run_experiment(experiment_from_file(ppo_file, given), given)
-
-
-def test_resume_survives_a_half_written_state_and_checkpoint(
-    trained: Trained, ppo_file: Path, tmp_path: Path
-) -> None:
-    folder = tmp_path / "moved"
-    shutil.copytree(trained.folder, folder)
-    state = max(folder.glob("experiment_state-*.json"))
-    state.write_text(state.read_text()[:1000])
-    trial = next(folder.glob("PPO_*"))
-    shutil.copytree(trial / "checkpoint_000001", trial / "checkpoint_000002")
-    for part in (".metadata.json", "rllib_checkpoint.json"):
-        (trial / "checkpoint_000002" / part).unlink()
-
-    words = ["train", "file", ppo_file, "--resume", folder, "--stop", '{"iterations": 4}']
-    code, out, err = finish(start(*words, "--set", "lr=0.125", "--checkpoint-freq", 1))
-    assert (code, err) == (0, "")
-    assert "resuming after iteration 2" in out
-    assert iterations(folder) == [1, 2, 3, 4]
-    last = json.loads((trial / "result.json").read_text().splitlines()[-1])
-    assert last["num_env_steps_sampled_lifetime"] == 4 * 64
-    assert last["config"]["lr"] == 0.125
-    assert str(folder) in out.splitlines()[-1]
-
-
-def test_ctrl_c_leaves_a_checkpoint_and_kill_9_can_be_resumed(
-    ppo_file: Path, tmp_path: Path
-) -> None:
-    folder = tmp_path / "run"
-    words = ["train", "file", ppo_file, "--storage-path", tmp_path, "--name", "run"]
-    process = start(*words, "--checkpoint-freq", 5, "--stop", "{}")
-    wait_for(lambda: len(marks(folder)) >= 2)
-    process.kill()
-    finish(process)
-    saved = max(marks(folder))
-
-    before = len(iterations(folder))
-    process = start(*words, "--resume", "--checkpoint-freq", 1000, "--stop", "{}")
-    wait_for(lambda: len(iterations(folder)) > before + 1)
-    process.send_signal(signal.SIGINT)
-    code, out, err = finish(process)
-    assert (code, err) == (130, "")
-    assert f"resuming after iteration {saved}\n" in out
-    assert iterations(folder)[before] == saved + 1
-    assert "stopping after the current iteration" in out
-    assert max(marks(folder)) == iterations(folder)[-1]
-
-
-def test_a_failing_run_is_one_line_and_exit_1(tmp_path: Path) -> None:
-    file = tmp_path / "broken.py"
-    broken = PPO_FILE.replace(
-        "    pass", "    def step(self, action):\n        raise OSError('no')"
-    )
-    file.write_text(broken)
-    code, out, err = finish(start("train", "file", file, "--storage-path", tmp_path, "--name", "x"))
-    assert code == 1
-    assert "no checkpoint was saved" in out
-    assert err.splitlines() == [err.strip()] and err.startswith("rllib: the run failed: ")
-    assert "OSError: no" in err
-
-
-def test_a_config_too_large_for_the_machine_is_told_at_once(ppo_file: Path, tmp_path: Path) -> None:
-    words = ["train", "file", ppo_file, "--storage-path", tmp_path, "--set", "num_env_runners=500"]
-    code, _, err = finish(start(*words))
-    assert code == 2
-    assert "needs 501 CPUs" in err
 
 
 def test_a_cluster_may_grow(monkeypatch: pytest.MonkeyPatch) -> None:

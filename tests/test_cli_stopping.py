@@ -60,7 +60,7 @@ def test_ctrl_c_starts_no_waiting_trial(tmp_path: Path) -> None:
     over = Event()
 
     def interrupt() -> None:
-        end = time.monotonic() + 300
+        end = time.monotonic() + 600
         while not results(folder) and time.monotonic() < end:
             if over.wait(0.1):
                 return

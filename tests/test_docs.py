@@ -206,6 +206,17 @@ def test_the_index_names_every_page() -> None:
     assert [page for page in pages if f"({page})" not in index] == []
 
 
+def test_the_page_of_the_command_line_has_the_options_of_train() -> None:
+    page = (ROOT / "docs" / "command_line.md").read_text()
+    table = page.partition("\n## Options\n")[2].partition("\n### ")[0]
+    names = " ".join(row.split("|")[1] for row in re.findall(r"^\| `.*$", table, re.M))
+    train = typer.main.get_command(app).get_command(None, "train")
+    for command in (train, train.get_command(None, "file")):
+        options = [name for each in command.params for name in (*each.opts, *each.secondary_opts)]
+        options = [name for name in options if name.startswith("-") and name != "--help"]
+        assert sorted(re.findall(r"--?[a-z][\w-]*", names)) == sorted(options)
+
+
 # Python.
 
 
@@ -352,11 +363,13 @@ def test_evaluate(home: Path) -> None:
 
 
 def test_train_your_env(home: Path) -> None:
-    env, config, _ = python_of("train_your_env.md")
+    env, check, config, _, in_real_time = python_of("train_your_env.md")
     scope: dict[str, Any] = {}
-    exec(env, scope)
-    exec(config, scope)
-    shown = scope["config"]
+    for text in (env, check, config):
+        exec(text, scope)
+    shown = scope["config"].copy()
+    exec(in_real_time, scope)
+    scope["config"].validate()
     tiny = tiny_config(scope["Corridor"], **shown.env_config)
     with built(tiny) as algo:
         assert algo.train()["dreamer"]["env_steps"] >= 1

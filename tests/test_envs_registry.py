@@ -12,7 +12,6 @@ from pathlib import Path
 import gymnasium as gym
 import numpy as np
 import pytest
-import ray
 from gymnasium import spaces
 from gymnasium.utils.env_checker import check_env
 from ray import tune
@@ -142,29 +141,6 @@ def test_configs_refuse_unknown_envs_and_keys_before_anything_starts(env, env_co
     settings = config.to_dict() | {"num_env_runners": 2}
     with pytest.raises(ValueError, match=message):  # as a Tuner builds a trial from its param_space
         DreamerTorch(config=settings)
-
-
-def test_names_survive_a_new_ray_cluster():
-    """Ray's registry dies with the cluster; a remote worker builds an env by its name."""
-    ray.shutdown()
-    envs.register_envs()
-    for _ in range(2):
-        ray.init("local", num_cpus=1, include_dashboard=False, log_to_driver=False)
-        try:
-            envs.register_envs()
-            envs.register_envs()
-            creator = _global_registry.get(ENV_CREATOR, "dmc/cartpole-swingup")
-
-            @ray.remote
-            def shape(creator):
-                env = creator(EnvContext({"size": 32}, worker_index=1))
-                return env.reset(seed=0)[0].shape
-
-            assert ray.get(shape.remote(creator)) == (32, 32, 3)
-        finally:
-            ray.shutdown()
-    envs.register_envs()
-    assert created("dmc/cartpole-swingup", {"observation": "proprio"}).reset()[0].shape == (5,)
 
 
 def test_creators_carry_the_drivers_backend(monkeypatch):

@@ -174,17 +174,21 @@ for task in ("PickPlaceSingle", "NutAssemblySingle"):
 
 def test_same_seed_same_object_in_every_process():
     """robosuite draws one of a set of names, whose order is another in each process."""
-    printed = []
-    for hashed in ("1", "2"):  # for which robosuite itself draws others
-        done = subprocess.run(
+    processes = [
+        subprocess.Popen(
             [sys.executable, "-W", "ignore", "-c", SEEDED],
-            capture_output=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             text=True,
-            timeout=300,
             env={**os.environ, "PYTHONHASHSEED": hashed},
         )
-        assert done.returncode == 0, done.stderr
-        printed.append(done.stdout.splitlines())
+        for hashed in ("1", "2")  # for which robosuite itself draws others
+    ]
+    printed = []
+    for process in processes:
+        out, err = process.communicate(timeout=300)
+        assert process.returncode == 0, err
+        printed.append(out.splitlines())
     assert printed[0] == printed[1]
     drawn = [{line.rpartition(" ")[2] for line in printed[0][i : i + 4]} for i in (0, 4)]
     assert all(len(names) > 1 for names in drawn)

@@ -74,6 +74,16 @@ def test_page_is_balanced_and_holds_every_part(tmp_path: Path) -> None:
     assert viewport[0]["content"] == "width=device-width, initial-scale=1"
 
 
+def test_what_is_wide_shrinks_or_scrolls_by_itself() -> None:
+    """On a narrow screen nothing moves the whole page."""
+    text = report.render_report(example())
+    rules = re.sub(r"\s+", " ", text[text.index("<style>") : text.index("</style>")])
+    assert re.search(r"} img, video {[^}]* width: 100%;", rules)
+    assert re.search(r"} \.table { overflow-x: auto; min-width: 0;", rules)
+    boxes = re.findall(r'<div class="table(?: wide)?"><h3>[^<]*</h3><table>', text)
+    assert len(boxes) == text.count("<table") == 1
+
+
 def test_page_needs_nothing_from_outside() -> None:
     text = report.render_report(example())
     page = Outline(text)

@@ -23,6 +23,7 @@ from rllib_dreamer.evaluation.run import Clip, evaluate
 from rllib_dreamer.evaluation.world_model import AHEAD, CONTEXT, WorldModelProbe, _spread
 from rllib_dreamer.model.codec import Decoder
 from rllib_dreamer.model.distributions import FixedNoise
+from rllib_dreamer.model.sizes import LossConfig
 from rllib_dreamer.policy import imagination
 from rllib_dreamer.policy.policy import DreamerPolicy
 
@@ -231,11 +232,13 @@ class TestWorldModel:
         assert windows is not None
         assert windows["camera"].valid.sum(1).tolist() == [8, CONTEXT + AHEAD]
 
-    def test_continue_is_not_discounted(self) -> None:
+    @pytest.mark.parametrize("discount", [1 - 1 / 333, 0.99])
+    def test_continue_is_not_discounted(self, discount: float) -> None:
         agent = make_policy().agent
+        agent.loss = LossConfig(discount=discount)
         with torch.no_grad():
             agent.world.cont.out.weight.zero_()
-            agent.world.cont.out.bias.fill_(float(torch.logit(torch.tensor(1 - 1 / 333))))
+            agent.world.cont.out.bias.fill_(float(torch.logit(torch.tensor(discount))))
         _, cont = imagination.predict_heads(agent, agent.world.rssm.initial(2))
         np.testing.assert_allclose(cont, 1.0, atol=1e-4)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,28 @@ from ray.rllib.core import DEFAULT_MODULE_ID
 from tiny import CountingEnv, assert_same, built, learner_of, tiny_config, train_until
 
 from rllib_dreamer import checkpoint
-from rllib_dreamer.dreamer import DreamerConfig
+from rllib_dreamer.dreamer import DreamerConfig, DreamerTorch
+from rllib_dreamer.learner_calls import on_learners
 
 
 def config_of(learners: int, runners: int = 0, **training: Any) -> DreamerConfig:
     config = tiny_config(CountingEnv, training=training, length=60)
     config.env_runners(num_env_runners=runners)
     return config.learners(num_learners=learners, num_cpus_per_learner=1 if learners else "auto")
+
+
+@pytest.fixture(scope="module")
+def local() -> Iterator[DreamerTorch]:
+    """An algorithm with a local learner, for tests that leave it as it is."""
+    with built(config_of(0)) as algo:
+        yield algo
+
+
+@pytest.fixture(scope="module")
+def remote() -> Iterator[DreamerTorch]:
+    """One with a remote learner, for tests that leave it alive."""
+    with built(config_of(1)) as algo:
+        yield algo
 
 
 def state_of(learner: Any) -> dict[str, np.ndarray]:
@@ -77,20 +93,20 @@ def add_apples(learner: Any) -> None:
     raise TypeError("one apple\nand one pear")
 
 
-def test_an_error_of_a_learner_is_told_as_what_it_is() -> None:
-    with built(config_of(1)) as algo:
-        train_until(algo, 1)
-        batch = algo.replay.sample()
-        del batch["reward"]
-        algo._batches.next = lambda: batch  # type: ignore[method-assign]
-        with pytest.raises(RuntimeError, match=r"^a learner raised KeyError: 'reward'$") as error:
-            algo._update()
-        assert isinstance(error.value.__cause__, RayTaskError)
-    with (
-        built(config_of(1)) as algo,
-        pytest.raises(RuntimeError, match=r"^a learner raised TypeError: one apple\nand one pear$"),
-    ):
-        algo._on_learners(add_apples)
+def test_an_error_of_a_learner_is_told_as_what_it_is(
+    remote: DreamerTorch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train_until(remote, 1)
+    batch = remote.replay.sample()
+    del batch["reward"]
+    monkeypatch.setattr(remote._batches, "next", lambda: batch)
+    with pytest.raises(RuntimeError, match=r"^a learner raised KeyError: 'reward'$") as error:
+        remote._update()
+    assert isinstance(error.value.__cause__, RayTaskError)
+    message = r"^a learner raised TypeError: one apple\nand one pear$"
+    with pytest.raises(RuntimeError, match=message):
+        remote._on_learners(add_apples)
+    on_learners(remote.learner_group, lambda learner: None, take_back=True)
 
 
 def fail_in_the_loss(learner: Any) -> None:
@@ -143,29 +159,28 @@ def test_what_a_remote_learner_could_not_save_is_no_checkpoint(tmp_path: Path) -
         assert [p.name for p in tmp_path.iterdir()] == ["c"]
 
 
-def test_a_state_that_a_remote_learner_refuses_is_told() -> None:
-    with built(config_of(1)) as algo:
-        state = algo.get_state()
-        weights = state["learner_group"]["learner"]["rl_module"][DEFAULT_MODULE_ID]
-        weights[next(iter(weights))] = np.zeros(3, np.float32)  # of no shape that any has
-        with pytest.raises(RuntimeError, match="the learners could not take the state given"):
-            algo.set_state(state)
+def test_a_state_that_a_remote_learner_refuses_is_told(remote: DreamerTorch) -> None:
+    state = remote.get_state()
+    weights = state["learner_group"]["learner"]["rl_module"][DEFAULT_MODULE_ID]
+    weights[next(iter(weights))] = np.zeros(3, np.float32)  # of no shape that any has
+    with pytest.raises(RuntimeError, match="the learners could not take the state given"):
+        remote.set_state(state)
 
 
-def test_an_error_of_a_local_learner_stays_what_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_of_a_local_learner_stays_what_it_is(
+    local: DreamerTorch, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def refuse(state: Any) -> None:
         raise IndexError("of the learner")
 
-    with built(config_of(0)) as algo:
-        state = algo.get_state()
-        monkeypatch.setattr(learner_of(algo), "set_state", refuse)
-        with pytest.raises(IndexError, match="of the learner"):
-            algo.set_state(state)
+    state = local.get_state()
+    monkeypatch.setattr(learner_of(local), "set_state", refuse)
+    with pytest.raises(IndexError, match="of the learner"):
+        local.set_state(state)
 
 
-def test_random_state_of_a_gpu_does_not_hinder_a_cpu() -> None:
-    with built(config_of(0)) as algo:
-        learner = algo.learner_group._learner
-        before = learner.get_state()
-        learner.set_state({**before, "rng": {**before["rng"], "cuda": np.zeros(16, np.uint8)}})
-        assert_same(learner.get_state()["rng"], before["rng"])
+def test_random_state_of_a_gpu_does_not_hinder_a_cpu(local: DreamerTorch) -> None:
+    learner = learner_of(local)
+    before = learner.get_state()
+    learner.set_state({**before, "rng": {**before["rng"], "cuda": np.zeros(16, np.uint8)}})
+    assert_same(learner.get_state()["rng"], before["rng"])

@@ -86,7 +86,9 @@ def test_a_kill_at_any_step_leaves_a_whole_checkpoint(algo: DreamerTorch, tmp_pa
     assert len(found) > 10
     assert found == sorted(found)  # the old one up to some step, and the new one from there on
     assert found.count(new) >= 2  # while the old one is removed, and afterwards
-    algo.restore_from_path(first)
+    last = shutil.copytree(first, tmp_path / "last" / "c")
+    assert save_in_a_child(algo, last, found.index(new) - 1)
+    algo.restore_from_path(last)  # which was written over but for one step
     assert algo._updates == updates
 
 

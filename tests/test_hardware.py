@@ -95,6 +95,7 @@ def test_denormal_numbers_are_flushed() -> None:
 
 
 def test_with_a_seed_new_tensors_are_not_filled() -> None:
+    before = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
     torch.use_deterministic_algorithms(True)  # as RLlib does with a seed
     try:
         torch.utils.deterministic.fill_uninitialized_memory = True  # type: ignore[attr-defined]
@@ -102,6 +103,7 @@ def test_with_a_seed_new_tensors_are_not_filled() -> None:
         set_threads(learner_threads=1)
         assert not torch.empty(1000).isnan().all()
     finally:
+        torch.utils.deterministic.fill_uninitialized_memory = before  # type: ignore[attr-defined]
         torch.use_deterministic_algorithms(False)
         torch.set_flush_denormal(False)
 

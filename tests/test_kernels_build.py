@@ -32,6 +32,15 @@ def unbuilt(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
     kernels._functions.update(before)
 
 
+@pytest.fixture
+def few_lines(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A source in place of the kernels that takes no time to compile."""
+    source = tmp_path / "few_lines.c"
+    source.write_text('__attribute__((visibility("default"))) int twice(int x) { return 2 * x; }')
+    monkeypatch.setattr(kernels_build, "SOURCE", source)
+    return source
+
+
 def test_without_a_compiler_one_warning_and_the_plain_path(
     unbuilt: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -74,21 +83,24 @@ def test_a_failing_compiler_is_named_with_its_message(
     assert not list(unbuilt.glob("*.so"))
 
 
-def test_kernels_are_compiled_once(unbuilt: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_kernels_are_compiled_once(
+    unbuilt: Path, few_lines: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = kernels_build.build(unbuilt)
     assert path.parent == unbuilt and path.exists()
     monkeypatch.setattr(kernels_build, "_compile", lambda *_: pytest.fail("compiled again"))
     assert kernels_build.build(unbuilt) == path
 
 
-def test_the_next_process_compiles_nothing(unbuilt: Path) -> None:
+def test_the_next_process_compiles_nothing(unbuilt: Path, few_lines: Path) -> None:
     code = (
         "import pathlib, runpy, sys\n"
         "build = runpy.run_path(sys.argv[1])['build']\n"
         "build.__globals__['_compile'] = None\n"
+        "build.__globals__['SOURCE'] = pathlib.Path(sys.argv[3])\n"
         "print(build(pathlib.Path(sys.argv[2])))"
     )
-    command = [sys.executable, "-c", code, kernels_build.__file__, str(unbuilt)]
+    command = [sys.executable, "-c", code, kernels_build.__file__, str(unbuilt), str(few_lines)]
     refused = subprocess.run(command, capture_output=True, text=True, check=False)
     assert "'NoneType' object is not callable" in refused.stderr
     path = kernels_build.build(unbuilt)
@@ -96,18 +108,41 @@ def test_the_next_process_compiles_nothing(unbuilt: Path) -> None:
     assert done.stdout.strip() == str(path)
 
 
-def test_a_cache_folder_that_cannot_be_written_to(unbuilt: Path) -> None:
+def test_a_cache_folder_that_cannot_be_written_to(unbuilt: Path, few_lines: Path) -> None:
     blocked = unbuilt / "file"
     blocked.write_text("")
     path = kernels_build.build(blocked / "below")
     assert path.exists() and unbuilt not in path.parents
 
 
-def test_a_compiler_may_have_arguments(unbuilt: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_damaged_library_is_built_anew(
+    unbuilt: Path, few_lines: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = kernels_build.build(unbuilt)
+    path.write_bytes(path.read_bytes()[:100])
+    native = kernels_build.library()
+    assert native is not None and native.twice(4) == 8
+    assert not caplog.records
+
+
+def test_the_users_of_a_shared_cache_may_read_what_one_compiled(
+    unbuilt: Path, few_lines: Path
+) -> None:
+    assert kernels_build.build(unbuilt).stat().st_mode & 0o777 == 0o755
+
+
+def test_a_compiler_may_have_arguments(
+    unbuilt: Path, few_lines: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (compiler,) = kernels_build.find_compiler()
     monkeypatch.setenv("CC", f"env LC_ALL=C {compiler}")
     assert kernels_build.find_compiler()[1:] == ["LC_ALL=C", compiler]
     assert kernels.available()
+    native = kernels_build.library()
+    assert native is not None and native.twice(4) == 8
+    plain = kernels_build.build(unbuilt)
+    monkeypatch.setenv("CC", f"env LC_ALL=C {compiler} -O0")
+    assert kernels_build.build(unbuilt) != plain
 
 
 def test_a_compiler_that_knows_few_flags(unbuilt: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -165,18 +165,12 @@ def test_the_licence_is_there() -> None:
     assert pyproject()["project"]["license"] == "MIT"
 
 
-def test_readme_names_the_two_commands_first_and_links_to_files_that_exist() -> None:
+def test_readme_names_the_two_commands_first() -> None:
     readme = (ROOT / "README.md").read_text()
     first_block = readme.split("```")[1]
     assert re.findall(r"^make \w+", first_block, re.M) == ["make train", "make test"]
-    links = re.findall(r"\]\((?!https?:)([^)#]+)", readme)
-    assert links
-    assert [link for link in links if not (ROOT / link).exists()] == []
-
-
-def test_python_in_the_readme_compiles() -> None:
-    (block,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
-    compile(block, "README.md", "exec")
+    assert readme.count("```python\n") == 1
+    assert re.search(r"\]\((?!https?:)", readme)  # test_docs follows the links, runs the Python
 
 
 def test_no_file_names_a_path_of_one_machine() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import functools
+import inspect
 import json
 import pickle
 import shutil
@@ -15,27 +15,19 @@ import gymnasium as gym
 import numpy as np
 import onnxruntime
 import pytest
-import ray
 import torch
 from gymnasium import spaces
 from ray.rllib.core.rl_module.rl_module import RLModule
 from ray.rllib.utils.spaces.space_utils import unsquash_action
-from tiny import CONTINUOUS, IMAGE, MIXED, VECTOR, RandomEnv, built, tiny_config
+from tiny import IMAGE, MIXED, RandomEnv, built, tiny_config
+from walking import ACTIONS
 
 from rllib_dreamer import checkpoint
 from rllib_dreamer.model.distributions import FixedNoise
-from rllib_dreamer.policy import action_units, export, imagination, space_json
+from rllib_dreamer.policy import export, imagination
 from rllib_dreamer.policy import step as policy_step
 from rllib_dreamer.policy.checkpoint_reader import find_checkpoint
 from rllib_dreamer.policy.policy import DreamerPolicy
-
-ACTIONS = spaces.Dict(
-    {
-        "arm": spaces.Box(np.array([-2.0, 0.0]), np.array([1.0, 5.0]), dtype=np.float64),
-        "grip": spaces.Discrete(3, start=2),
-        "keys": spaces.MultiDiscrete([2, 4]),
-    }
-)
 
 
 @pytest.fixture(scope="module")
@@ -46,8 +38,14 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with built(config) as algo:
         algo.train()
         algo.save_to_path(folder)
-    ray.shutdown()
     return folder
+
+
+@pytest.fixture(scope="module")
+def exported(saved: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The policy's export, with its step in both formats."""
+    folder = tmp_path_factory.mktemp("exported")
+    return DreamerPolicy.from_checkpoint(saved, seed=0).export(folder, ("torch", "onnx"))
 
 
 @pytest.fixture
@@ -74,15 +72,12 @@ def actions_of(space: spaces.Dict, *lead: int) -> dict[str, np.ndarray]:
 
 
 class TestActing:
-    def test_starts_no_ray_and_builds_no_env(
-        self, saved: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_builds_no_env(self, saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         def refuse(*_: Any) -> None:
             raise AssertionError("an env was built")
 
         monkeypatch.setattr(RandomEnv, "__init__", refuse)
         DreamerPolicy.from_checkpoint(saved)
-        assert not ray.is_initialized()
 
     def test_gives_actions_of_the_space(self, policy: DreamerPolicy) -> None:
         for greedy in (True, False):
@@ -207,7 +202,7 @@ class TestImagine:
         assert torch.equal(before, policy.state.deter)
         agent = policy.agent
         state = agent.world.rssm.imagine_step(
-            imagination.state_of(agent, policy.state.deter, policy.state.stoch),
+            agent.world.rssm.state(policy.state.deter, policy.state.stoch),
             policy.state.action,
             None,
         )
@@ -265,11 +260,10 @@ print(policy.act(dict(np.load(sys.argv[2])))["arm"].tolist())
         card = (tmp_path / "README.md").read_text()
         assert "tiny.RandomEnv" in card and "agent steps" in card
 
-    def test_step_equals_the_policy(self, policy: DreamerPolicy, tmp_path: Path) -> None:
+    def test_step_equals_the_policy(self, policy: DreamerPolicy, exported: Path) -> None:
         """The exported program, over an episode with three rows, traced with two."""
-        policy.export(tmp_path)
-        program = torch.export.load(tmp_path / "policy_step.pt2").module()
-        described = json.loads((tmp_path / "policy.json").read_text())["step"]
+        program = torch.export.load(exported / "policy_step.pt2").module()
+        described = json.loads((exported / "policy.json").read_text())["step"]
         names = [leaf["name"] for leaf in described["inputs"]]
         values = dict(zip(names, policy_step.example_inputs(policy, 3), strict=True))
         policy.agent.noise = FixedNoise()
@@ -289,107 +283,25 @@ print(policy.act(dict(np.load(sys.argv[2])))["arm"].tolist())
             assert (found["next_stoch"] == policy.state.stoch).all()
             values |= {"deter": found["next_deter"], "stoch": found["next_stoch"]}
 
-    def test_onnx_step_equals_the_program(self, policy: DreamerPolicy, tmp_path: Path) -> None:
-        policy.export(tmp_path, formats=("torch", "onnx"))
-        program = torch.export.load(tmp_path / "policy_step.pt2").module()
-        session = onnxruntime.InferenceSession(tmp_path / "policy_step.onnx")
+    def test_onnx_step_equals_the_program(self, policy: DreamerPolicy, exported: Path) -> None:
+        program = torch.export.load(exported / "policy_step.pt2").module()
+        session = onnxruntime.InferenceSession(exported / "policy_step.onnx")
         inputs = policy_step.example_inputs(policy, 3)
         feed = {leaf.name: x.numpy() for leaf, x in zip(session.get_inputs(), inputs, strict=True)}
         for x, y in zip(session.run(None, feed), program(*inputs), strict=True):
             np.testing.assert_allclose(x, y.numpy(), atol=1e-5)
 
-    def test_refuses_an_unknown_format(self, policy: DreamerPolicy, tmp_path: Path) -> None:
-        with pytest.raises(ValueError, match=r"formats: got \['tflite'\]; must be of torch, onnx"):
-            policy.export(tmp_path, formats=("tflite",))
-
-    def test_says_what_onnx_needs(
-        self, policy: DreamerPolicy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setattr(policy_step, "find_spec", lambda name: None)
-        with pytest.raises(ImportError, match="pip install onnx onnxscript"):
-            policy.export(tmp_path, formats=("onnx",))
-
     def test_nothing_of_an_earlier_export_is_left(
-        self, policy: DreamerPolicy, tmp_path: Path
+        self, policy: DreamerPolicy, exported: Path, tmp_path: Path
     ) -> None:
-        policy.export(tmp_path)
-        (tmp_path / "notes.txt").write_text("of a user")
-        policy.export(tmp_path, formats=())
-        names = {export.DESCRIPTION, export.WEIGHTS, export.CARD, "notes.txt"}
-        assert {path.name for path in tmp_path.iterdir()} == names
-
-    def test_an_export_that_lacks_a_package_leaves_the_earlier_one(
-        self, policy: DreamerPolicy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        policy.export(tmp_path, formats=())
-        before = {path: path.read_bytes() for path in tmp_path.iterdir()}
-        policy.about = {"agent_steps": 7}
-        monkeypatch.setattr(policy_step, "find_spec", lambda name: None)
-        with pytest.raises(ImportError):
-            policy.export(tmp_path, formats=("torch", "onnx"))
-        assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
-
-    def test_an_env_that_no_name_leads_to_is_left_out(
-        self, policy: DreamerPolicy, tmp_path: Path
-    ) -> None:
-        for env, name in (
-            (functools.partial(RandomEnv, {}), None),
-            (lambda config: RandomEnv(config), None),
-            (RandomEnv, "tiny.RandomEnv"),
-        ):
-            policy.env = env
-            policy.export(tmp_path, formats=())
-            assert DreamerPolicy.load(tmp_path).env == name
-
-    @pytest.mark.parametrize(
-        ("path", "name"),
-        [
-            ("world.encoder", "encoder"),
-            ("world.decoder", "decoder"),
-            ("world.rssm", "rssm"),
-            ("world.reward", "reward head"),
-            ("world.cont", "continue head"),
-            ("behavior.actor", "actor"),
-            ("behavior.critic", "critic"),
-        ],
-    )
-    def test_refuses_parts_of_a_custom_catalog(
-        self, policy: DreamerPolicy, tmp_path: Path, path: str, name: str
-    ) -> None:
-        part = policy.agent.get_submodule(path)
-        part.__class__ = type("Own", (type(part),), {})
-        with pytest.raises(ValueError, match=f"the {name} is a Own, not the standard"):
-            policy.export(tmp_path)
-
-    @pytest.mark.parametrize("name", [export.DESCRIPTION, export.WEIGHTS])
-    def test_refuses_a_cut_off_file(self, policy: DreamerPolicy, tmp_path: Path, name: str) -> None:
-        policy.export(tmp_path, formats=())
-        content = (tmp_path / name).read_bytes()
-        (tmp_path / name).write_bytes(content[: len(content) // 2])
-        with pytest.raises(ValueError, match="holds no whole exported policy"):
-            DreamerPolicy.load(tmp_path)
-
-    def test_reads_an_older_file_with_the_size_of_the_kernels(
-        self, policy: DreamerPolicy, tmp_path: Path
-    ) -> None:
-        policy.export(tmp_path, formats=())
-        path = tmp_path / export.DESCRIPTION
-        found = json.loads(path.read_text())
-        path.write_text(json.dumps({**found, "model": {**found["model"], "kernel": 5}}))
-        assert DreamerPolicy.load(tmp_path).agent.world.config == policy.agent.world.config
-
-    def test_refuses_another_format_and_other_weights(
-        self, policy: DreamerPolicy, tmp_path: Path
-    ) -> None:
-        policy.export(tmp_path, formats=())
-        path = tmp_path / export.DESCRIPTION
-        found = json.loads(path.read_text())
-        path.write_text(json.dumps({**found, "model": {**found["model"], "units": 32}}))
-        with pytest.raises(ValueError, match="do not fit each other"):
-            DreamerPolicy.load(tmp_path)
-        path.write_text(json.dumps({**found, "format": 99}))
-        with pytest.raises(ValueError, match="is of format 99; this version reads 1"):
-            DreamerPolicy.load(tmp_path)
+        folder = shutil.copytree(exported, tmp_path / "copy")
+        files = {export.DESCRIPTION, export.WEIGHTS, export.CARD}
+        steps = set(policy_step.STEP_FILES.values())
+        assert {path.name for path in folder.iterdir()} == files | steps
+        (folder / "notes.txt").write_text("of a user")
+        policy.export(folder, formats=())
+        assert {path.name for path in folder.iterdir()} == files | {"notes.txt"}
+        assert inspect.signature(policy.export).parameters["formats"].default == ("torch",)
 
 
 class TestCheckpoints:
@@ -415,6 +327,10 @@ class TestCheckpoints:
             mark = {"rllib_dreamer": {"checkpoint_score": score}}
             (folder / ".metadata.json").write_text(json.dumps(mark))
         (tmp_path / "checkpoint_000003" / checkpoint.MANIFEST).unlink()
+        assert find_checkpoint(tmp_path).name == "checkpoint_000001"
+        assert DreamerPolicy.from_checkpoint(tmp_path).about["checkpoint"] == "checkpoint_000001"
+        last = DreamerPolicy.from_checkpoint(tmp_path, which="last")
+        assert last.about["checkpoint"] == "checkpoint_000002"
         assert find_checkpoint(tmp_path, "best").name == "checkpoint_000001"
         assert find_checkpoint(tmp_path, "last").name == "checkpoint_000002"
 
@@ -501,63 +417,3 @@ class TestCheckpoints:
         path.write_bytes(b"ctiny\nRenamedEnv\n.")
         with pytest.raises(ValueError, match=r"another name or place now .*'RenamedEnv'"):
             DreamerPolicy.from_checkpoint(copy)
-
-
-class TestSpaces:
-    @pytest.mark.parametrize(
-        "space",
-        [
-            VECTOR,
-            IMAGE,
-            MIXED,
-            ACTIONS,
-            spaces.Box(np.array([-np.inf, 0]), np.array([np.inf, 1]), dtype=np.float64),
-            spaces.Tuple([spaces.MultiBinary((2, 3)), spaces.MultiDiscrete([3, 4], start=[1, 2])]),
-            spaces.Box(-3, 9, (0,), np.int64),
-        ],
-    )
-    def test_go_through_json(self, space: gym.Space) -> None:
-        text = json.dumps(space_json.space_to_json(space), allow_nan=False)
-        assert space_json.space_from_json(json.loads(text)) == space
-
-    def test_refuse_what_cannot_be_written_or_read(self) -> None:
-        with pytest.raises(ValueError, match="cannot be written as JSON"):
-            space_json.space_to_json(spaces.Text(5))
-        with pytest.raises(ValueError, match="got the kind 'Text'"):
-            space_json.space_from_json({"kind": "Text"})
-
-
-class TestActionUnits:
-    def test_there_and_back(self) -> None:
-        for space in (*ACTIONS.spaces.values(), CONTINUOUS, spaces.Box(-np.inf, np.inf, (2,))):
-            for conversion in action_units.CONVERSIONS:
-                value = torch.as_tensor(np.asarray(space.sample())).unsqueeze(0)
-                model = action_units.to_model(value, space, conversion)
-                back = action_units.to_env(model, space, conversion)
-                torch.testing.assert_close(back.double(), value.double(), atol=1e-5, rtol=1e-5)
-
-    def test_unsquashes_and_clips_as_rllib_does(self) -> None:
-        arm = ACTIONS["arm"]
-        raw = torch.tensor([[-1.5, 0.25], [0.5, 1.7]])
-        for row, found in zip(raw, action_units.to_env(raw, arm, "unsquash"), strict=True):
-            np.testing.assert_allclose(found, unsquash_action(row.numpy(), arm))
-        clipped = action_units.to_env(torch.tensor([[-3.0, 6.0]]), arm, "clip")
-        np.testing.assert_array_equal(clipped, [[-2.0, 5.0]])
-        assert action_units.to_env(raw, arm, "none") is not None
-
-    @pytest.mark.parametrize("conversion", ["unsquash", "clip"])
-    def test_stays_within_bounds_that_float32_has_not(self, conversion: str) -> None:
-        space = spaces.Box(-0.1, np.array([0.1, 0.7]), (2,), np.float64)
-        for value in (-5.0, 5.0):
-            found = action_units.to_env(torch.full((1, 2), value), space, conversion)
-            assert space.contains(action_units.to_array(found, space)[0])
-
-    def test_follows_the_config(self) -> None:
-        assert action_units.conversion_of({"normalize_actions": True}) == "unsquash"
-        both = {"normalize_actions": False, "clip_actions": True}
-        assert action_units.conversion_of(both) == "clip"
-        assert action_units.conversion_of({"normalize_actions": False}) == "none"
-
-    def test_refuses_an_unknown_conversion(self, policy: DreamerPolicy) -> None:
-        with pytest.raises(ValueError, match="conversion: got 'scale'; must be one of"):
-            DreamerPolicy(policy.agent, MIXED, ACTIONS, conversion="scale")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 from pathlib import Path
@@ -10,12 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tiny import RandomEnv
 from walking import CAMERA, make_policy
 
 from rllib_dreamer.dreamer_catalog import obs_spec
 from rllib_dreamer.evaluation.run import Rules, as_dict, evaluate
 from rllib_dreamer.model.codec import Decoder
-from rllib_dreamer.policy import export, export_folder
+from rllib_dreamer.policy import export, export_folder, step
 from rllib_dreamer.policy.plain_json import from_plain, to_plain
 from rllib_dreamer.policy.policy import DreamerPolicy
 
@@ -59,14 +61,6 @@ class TestDecoder:
         imagined = loaded.imagine(several, np.zeros((4, 2), np.float32)).obs
         assert {key for key, x in imagined.items() if x is not None} == (keys or set())
 
-    def test_of_older_files_reconstructs_every_leaf(self, tmp_path: Path) -> None:
-        make_policy().export(tmp_path, formats=())
-        path = tmp_path / export.DESCRIPTION
-        found = json.loads(path.read_text())
-        del found["decoded"]
-        path.write_text(json.dumps(found))
-        assert DreamerPolicy.load(tmp_path).agent.world.decoder.vectors.keys() == {"joints"}
-
     def test_of_another_size_is_refused(self, tmp_path: Path) -> None:
         policy = make_policy()
         out = policy.agent.world.reward.out
@@ -74,6 +68,46 @@ class TestDecoder:
         with pytest.raises(ValueError, match=r"world\.reward\.out.* cannot be exported; load its"):
             policy.export(tmp_path / "exported", formats=())
         assert not (tmp_path / "exported").exists()
+
+
+class TestParts:
+    @pytest.mark.parametrize(
+        ("path", "name"),
+        [
+            ("world.encoder", "encoder"),
+            ("world.decoder", "decoder"),
+            ("world.rssm", "rssm"),
+            ("world.reward", "reward head"),
+            ("world.cont", "continue head"),
+            ("behavior.actor", "actor"),
+            ("behavior.critic", "critic"),
+        ],
+    )
+    def test_of_a_custom_catalog_are_refused(self, tmp_path: Path, path: str, name: str) -> None:
+        policy = make_policy()
+        part = policy.agent.get_submodule(path)
+        part.__class__ = type("Own", (type(part),), {})
+        with pytest.raises(ValueError, match=f"the {name} is a Own, not the standard"):
+            policy.export(tmp_path)
+
+
+class TestFormats:
+    def test_that_are_unknown_are_refused(self, tmp_path: Path) -> None:
+        with pytest.raises(ValueError, match=r"formats: got \['tflite'\]; must be of torch, onnx"):
+            make_policy().export(tmp_path, formats=("tflite",))
+
+    def test_say_what_they_need_and_leave_the_earlier_export(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        policy = make_policy()
+        policy.export(tmp_path, formats=())
+        before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+        policy.about = {"agent_steps": 7}
+        monkeypatch.setattr(step, "find_spec", lambda name: None)
+        for formats in (("onnx",), ("torch", "onnx")):
+            with pytest.raises(ImportError, match="pip install onnx onnxscript"):
+                policy.export(tmp_path, formats=formats)
+        assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 class TestConfig:
@@ -95,8 +129,38 @@ class TestConfig:
         assert to_plain(math.nan) is None and to_plain(np.float32("nan")) is None
         assert to_plain({1: Path("a")}) == {"1": "a"}
 
+    def test_names_no_env_that_no_name_leads_to(self, tmp_path: Path) -> None:
+        policy = make_policy()
+        for env, name in (
+            (functools.partial(RandomEnv, {}), None),
+            (lambda config: RandomEnv(config), None),
+            (RandomEnv, "tiny.RandomEnv"),
+        ):
+            policy.env = env
+            policy.export(tmp_path, formats=())
+            assert DreamerPolicy.load(tmp_path).env == name
+
 
 class TestFolder:
+    @pytest.mark.parametrize("name", [export.DESCRIPTION, export.WEIGHTS])
+    def test_with_a_file_cut_off_is_refused(self, tmp_path: Path, name: str) -> None:
+        make_policy().export(tmp_path, formats=())
+        content = (tmp_path / name).read_bytes()
+        (tmp_path / name).write_bytes(content[: len(content) // 2])
+        with pytest.raises(ValueError, match="holds no whole exported policy"):
+            DreamerPolicy.load(tmp_path)
+
+    def test_of_another_format_or_with_other_weights_is_refused(self, tmp_path: Path) -> None:
+        make_policy().export(tmp_path, formats=())
+        path = tmp_path / export.DESCRIPTION
+        found = json.loads(path.read_text())
+        path.write_text(json.dumps({**found, "model": {**found["model"], "units": 32}}))
+        with pytest.raises(ValueError, match="do not fit each other"):
+            DreamerPolicy.load(tmp_path)
+        path.write_text(json.dumps({**found, "format": 99}))
+        with pytest.raises(ValueError, match="is of format 99; this version reads 1"):
+            DreamerPolicy.load(tmp_path)
+
     def test_of_a_user_is_refused(self, tmp_path: Path) -> None:
         readme = tmp_path / "README.md"
         readme.write_text("of a user")

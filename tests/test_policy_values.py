@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
-from walking import ARM, make_policy
+from ray.rllib.utils.spaces.space_utils import unsquash_action
+from tiny import CONTINUOUS, IMAGE, MIXED, VECTOR
+from walking import ACTIONS, ARM, make_policy
 
 from rllib_dreamer.box_checks import FULL_CHECKS
 from rllib_dreamer.envs.wrappers import CheckedEnv, EnvOutputError
@@ -148,6 +150,62 @@ def test_classes_keep_their_dtype_in_json(dtype: type) -> None:
     assert found.sample().dtype == dtype
 
 
-def test_classes_of_older_files_are_read() -> None:
-    found = space_json.space_from_json({"kind": "Discrete", "n": 3, "start": 1})
-    assert found == spaces.Discrete(3, start=1) and found.dtype == np.int64
+class TestSpaces:
+    @pytest.mark.parametrize(
+        "space",
+        [
+            VECTOR,
+            IMAGE,
+            MIXED,
+            ACTIONS,
+            spaces.Box(np.array([-np.inf, 0]), np.array([np.inf, 1]), dtype=np.float64),
+            spaces.Tuple([spaces.MultiBinary((2, 3)), spaces.MultiDiscrete([3, 4], start=[1, 2])]),
+            spaces.Box(-3, 9, (0,), np.int64),
+        ],
+    )
+    def test_go_through_json(self, space: gym.Space) -> None:
+        text = json.dumps(space_json.space_to_json(space), allow_nan=False)
+        assert space_json.space_from_json(json.loads(text)) == space
+
+    def test_refuse_what_cannot_be_written_or_read(self) -> None:
+        with pytest.raises(ValueError, match="cannot be written as JSON"):
+            space_json.space_to_json(spaces.Text(5))
+        with pytest.raises(ValueError, match="got the kind 'Text'"):
+            space_json.space_from_json({"kind": "Text"})
+
+
+class TestActionUnits:
+    def test_there_and_back(self) -> None:
+        for space in (*ACTIONS.spaces.values(), CONTINUOUS, spaces.Box(-np.inf, np.inf, (2,))):
+            for conversion in action_units.CONVERSIONS:
+                value = torch.as_tensor(np.asarray(space.sample())).unsqueeze(0)
+                model = action_units.to_model(value, space, conversion)
+                back = action_units.to_env(model, space, conversion)
+                torch.testing.assert_close(back.double(), value.double(), atol=1e-5, rtol=1e-5)
+
+    def test_unsquashes_and_clips_as_rllib_does(self) -> None:
+        arm = ACTIONS["arm"]
+        raw = torch.tensor([[-1.5, 0.25], [0.5, 1.7]])
+        for row, found in zip(raw, action_units.to_env(raw, arm, "unsquash"), strict=True):
+            np.testing.assert_allclose(found, unsquash_action(row.numpy(), arm))
+        clipped = action_units.to_env(torch.tensor([[-3.0, 6.0]]), arm, "clip")
+        np.testing.assert_array_equal(clipped, [[-2.0, 5.0]])
+        assert action_units.to_env(raw, arm, "none") is not None
+
+    @pytest.mark.parametrize("conversion", ["unsquash", "clip"])
+    def test_stays_within_bounds_that_float32_has_not(self, conversion: str) -> None:
+        space = spaces.Box(-0.1, np.array([0.1, 0.7]), (2,), np.float64)
+        for value in (-5.0, 5.0):
+            found = action_units.to_env(torch.full((1, 2), value), space, conversion)
+            assert space.contains(action_units.to_array(found, space)[0])
+
+    def test_follows_the_config(self) -> None:
+        assert action_units.conversion_of({"normalize_actions": True}) == "unsquash"
+        both = {"normalize_actions": False, "clip_actions": True}
+        assert action_units.conversion_of(both) == "clip"
+        assert action_units.conversion_of({"normalize_actions": False}) == "none"
+
+    def test_refuses_an_unknown_conversion(self) -> None:
+        agent = make_policy(BOUNDED, ARM).agent
+        with pytest.raises(ValueError, match="conversion: got 'scale'; must be one of"):
+            DreamerPolicy(agent, BOUNDED, ARM, conversion="scale")

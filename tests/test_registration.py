@@ -4,34 +4,49 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import ray
 from ray.rllib.algorithms.registry import ALGORITHMS
+from ray.rllib.env.env_context import EnvContext
 from ray.tune.registry import ENV_CREATOR, _global_registry, get_trainable_cls
+from tiny import start_ray
 
 import rllib_dreamer
-from rllib_dreamer import DreamerConfig, DreamerTorch, register
+from rllib_dreamer import DreamerConfig, DreamerTorch, envs, register
 from rllib_dreamer.envs.rendering import LIBRARIES, library_found
 
 ROOT = Path(__file__).parents[1]
+CARTPOLE = "dmc/cartpole-swingup"
 
 
-@pytest.fixture
-def no_cluster() -> Iterator[None]:
+def first_observation(creator: Any, **env_config: Any) -> Any:
+    return creator(EnvContext(env_config, worker_index=1)).reset(seed=0)[0]
+
+
+def test_names_survive_a_new_cluster() -> None:
+    """Ray's registry dies with the cluster; a remote worker builds an env by its name."""
+    start_ray()
     ray.shutdown()
-    yield
-    ray.shutdown()
+    envs.register_envs()
+    creator = _global_registry.get(ENV_CREATOR, CARTPOLE)
+    assert first_observation(creator, observation="proprio").shape == (5,)
 
+    _global_registry._to_flush.clear()  # the new cluster is told of none of that
+    start_ray()
+    assert not _global_registry.contains(ENV_CREATOR, CARTPOLE)
+    assert get_trainable_cls("DreamerTorch") is DreamerTorch  # which brings the envs along
+    assert _global_registry.contains(ENV_CREATOR, "dmc/walker-walk")
 
-def test_the_name_survives_a_new_cluster(no_cluster: None) -> None:
+    for name in envs.env_names():
+        _global_registry.unregister(ENV_CREATOR, name)
     for _ in range(2):
-        ray.init("local", num_cpus=1, include_dashboard=False, log_to_driver=False)
-        assert get_trainable_cls("DreamerTorch") is DreamerTorch
-        assert _global_registry.contains(ENV_CREATOR, "dmc/walker-walk")
-        ray.shutdown()
+        envs.register_envs()
+    creator = _global_registry.get(ENV_CREATOR, CARTPOLE)
+    remote = ray.remote(first_observation)
+    assert ray.get(remote.remote(creator, size=32)).shape == (32, 32, 3)
 
 
 def test_registering_again_changes_nothing() -> None:

@@ -13,10 +13,11 @@ import psutil
 import pytest
 from replay_episodes import Env, make
 
+from rllib_dreamer import replay_memory
 from rllib_dreamer.replay_memory import GB, MemoryClaim, available_memory, check_memory
 
 
-def test_memory_check_names_need_and_remedy() -> None:
+def test_memory_check_names_need_and_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     check_memory(10, available=10)
     with pytest.raises(
         ValueError,
@@ -24,7 +25,8 @@ def test_memory_check_names_need_and_remedy() -> None:
         r".* lower it to at most 450.*replay_storage='disk'",
     ):
         check_memory(2 * 10**9, capacity=1000, available=10**9)
-    with pytest.raises(ValueError, match=r"replay_capacity 1,000,000,000 \(steps\) needs"):
+    monkeypatch.setattr(replay_memory, "available_memory", lambda: 10**9)
+    with pytest.raises(ValueError, match=r"replay_capacity 1,000,000,000 \(steps\) .* 1\.0 GB"):
         make(capacity=10**9, chunk_length=10**6)
 
 

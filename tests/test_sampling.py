@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 from tiny import CountingEnv, built, tiny_config
@@ -38,6 +38,21 @@ def config_of(log: Path, **env_config: Any) -> DreamerConfig:
     return config.env_runners(num_env_runners=RUNNERS)
 
 
+class Logged(NamedTuple):
+    """An algorithm with the log of its environments."""
+
+    algo: DreamerTorch
+    log: Path
+
+
+@pytest.fixture(scope="module")
+def logged(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Logged]:
+    """Its first test finds it as it was built, each later one as the one before has left it."""
+    log = tmp_path_factory.mktemp("logged") / "log"
+    with built(config_of(log)) as algo:
+        yield Logged(algo, log)
+
+
 def wait_for(condition: Callable[[], bool]) -> bool:
     """Whether the condition comes true within half a minute."""
     deadline = time.monotonic() + 30
@@ -46,19 +61,20 @@ def wait_for(condition: Callable[[], bool]) -> bool:
     return condition()
 
 
-def test_runners_step_while_the_learner_works(tmp_path: Path) -> None:
+def test_runners_step_while_the_learner_works(
+    logged: Logged, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """During every update the environments take the steps of the next round, and no more."""
-    log, ahead = tmp_path / "log", []
-    with built(config_of(log)) as algo:
-        update = algo._update
+    algo, log, ahead = *logged, []
+    update = algo._update
 
-        def watched() -> None:
-            wait_for(lambda: log.stat().st_size == algo._agent_steps + RUNNERS)
-            ahead.append(log.stat().st_size - algo._agent_steps)
-            update()
+    def watched() -> None:
+        wait_for(lambda: log.stat().st_size == algo._agent_steps + RUNNERS)
+        ahead.append(log.stat().st_size - algo._agent_steps)
+        update()
 
-        algo._update = watched  # type: ignore[method-assign]
-        expected = exact_updates(algo, 25)
+    monkeypatch.setattr(algo, "_update", watched)
+    expected = exact_updates(algo, 25)
     assert expected == len(ahead) > 5
     assert set(ahead) == {RUNNERS}
 
@@ -78,28 +94,28 @@ def exact_updates(algo: DreamerTorch, iterations: int) -> int:
 
 
 @pytest.mark.parametrize(
-    ("component", "rounds"), [(None, 6), ("learner_group/learner/rl_module", 7)]
+    ("component", "rounds"), [(None, 1), ("learner_group/learner/rl_module", 2)]
 )
 def test_what_was_sampled_before_a_restore_is_dropped(
-    tmp_path: Path, component: str | None, rounds: int
+    logged: Logged, tmp_path: Path, component: str | None, rounds: int
 ) -> None:
-    with built(config_of(tmp_path / "log")) as algo:
-        for _ in range(5):
-            algo.train()
-        path = Path(algo.save_to_path(tmp_path / "checkpoint"))
-        algo.train()
-        assert algo.env_runner_group.num_in_flight_async_reqs(TAG) == RUNNERS
-        algo.restore_from_path(path / (component or ""), component=component)
-        assert algo.env_runner_group.num_in_flight_async_reqs(TAG) == 0
-        assert algo.train()["dreamer"]["agent_steps"] == rounds * RUNNERS
+    algo = logged.algo
+    before = algo.train()["dreamer"]["agent_steps"]
+    path = Path(algo.save_to_path(tmp_path / "checkpoint"))
+    algo.train()
+    assert algo.env_runner_group.num_in_flight_async_reqs(TAG) == RUNNERS
+    algo.restore_from_path(path / (component or ""), component=component)
+    assert algo.env_runner_group.num_in_flight_async_reqs(TAG) == 0
+    assert algo.train()["dreamer"]["agent_steps"] == before + rounds * RUNNERS
 
 
 def test_late_samples_belong_to_the_next_round(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    config = config_of(tmp_path / "log", seconds=0.05)
-    config.env_runners(sample_timeout_s=1, rollout_fragment_length=60)
-    with built(config) as algo:
+    config = config_of(tmp_path / "log", seconds=0.05).env_runners(rollout_fragment_length=60)
+    with built(config) as algo:  # an env is given the same time for a step: here it stays long
+        brief = algo.config.copy(copy_frozen=False).env_runners(sample_timeout_s=1)
+        algo._sampler._config = brief
         counts = []
         assert wait_for(lambda: counts.append(take(algo)) or sum(counts) >= 60 * RUNNERS)
         assert counts[0] == 0

@@ -17,9 +17,9 @@ EXAMPLES = sorted(FOLDER.glob("*.py"))
 ITERATIONS = 3
 SHRINK = (
     "model_size=1M",
-    "training_ratio=8",
+    "training_ratio=2",
     "batch_size_B=2",
-    "batch_length_T=8",
+    "batch_length_T=4",
     "horizon_H=3",
     "replay_capacity=1000",
     "learner_threads=1",
@@ -27,7 +27,7 @@ SHRINK = (
     "num_gpus_per_learner=0",
     "num_envs_per_env_runner=1",
     "min_time_s_per_iteration=0",
-    "min_sample_timesteps_per_iteration=24",
+    "min_sample_timesteps_per_iteration=16",
 )
 
 

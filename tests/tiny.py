@@ -125,16 +125,26 @@ def tiny_config(
 
 
 def start_ray() -> None:
-    """Starts Ray for this and later modules, unless it runs; it ends with the process."""
-    if not ray.is_initialized():
-        ray.init(
-            address="local",
-            num_cpus=4,
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            runtime_env={"env_vars": {"PYTHONPATH": str(Path(__file__).resolve().parent)}},
-        )
+    """Starts Ray for this and later modules, unless it runs; it ends with the process.
+
+    Ray gives its start a time that a busy machine may not keep: up to three attempts.
+    """
+    for left in (2, 1, 0):
+        if ray.is_initialized():
+            return
+        try:
+            ray.init(
+                address="local",
+                num_cpus=4,
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                runtime_env={"env_vars": {"PYTHONPATH": str(Path(__file__).resolve().parent)}},
+            )
+        except Exception as error:
+            ray.shutdown()
+            if not left or "imed out" not in str(error):
+                raise
 
 
 @contextmanager

@@ -18,8 +18,14 @@ from rllib_dreamer.spaces import leaf_spaces
 
 CAMERA = spaces.Dict({"camera": IMAGE, "joints": VECTOR})
 
-
 ARM = spaces.Box(-2.0, 2.0, (2,), np.float32)
+ACTIONS = spaces.Dict(
+    {
+        "arm": spaces.Box(np.array([-2.0, 0.0]), np.array([1.0, 5.0]), dtype=np.float64),
+        "grip": spaces.Discrete(3, start=2),
+        "keys": spaces.MultiDiscrete([2, 4]),
+    }
+)
 
 
 class Walk(gym.Env):

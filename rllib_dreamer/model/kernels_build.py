@@ -35,8 +35,8 @@ def library() -> ctypes.CDLL | None:
             return ctypes.CDLL(str(build(_temporary_folder())))
     except (OSError, subprocess.SubprocessError) as error:
         logger.warning(
-            "No native CPU kernels, so updates take two to three times as long: %s. Without a C "
-            "compiler, install one (Debian: apt-get install gcc) or name one in the variable CC.",
+            "No native CPU kernels, so updates take two to three times as long: %s. Install a C "
+            "compiler (Debian: apt-get install gcc), or name one in the variable CC.",
             error,
         )
         return None

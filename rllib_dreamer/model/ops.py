@@ -164,7 +164,7 @@ def replay_return(
         is_last: (B, T) 1 at the last step of an episode, whatever ended it.
         is_terminal: (B, T) 1 where the environment terminated.
         boot: (B, T) the imagined return that starts at each step.
-        discount: Per-step discount, 1 - 1/333.
+        discount: Discount of a step (`gamma`).
         lam: lambda in [0, 1].
 
     Returns:

@@ -53,7 +53,7 @@ def space_from_json(described: dict[str, Any]) -> gym.Space:
         low, high = (_array(described[side], shape, dtype) for side in ("low", "high"))
         return spaces.Box(low, high, shape, dtype.type)
     if kind == "Discrete":
-        dtype = np.dtype(described.get("dtype", "int64"))  # which older files do not name
+        dtype = np.dtype(described["dtype"])
         return spaces.Discrete(described["n"], start=described["start"], dtype=dtype.type)
     if kind == "MultiDiscrete":
         dtype = np.dtype(described["dtype"])
