@@ -111,16 +111,18 @@ def test_two_learners_are_one_learner(two: DreamerTorch) -> None:
     with built(config_of(0)) as one:
         while len(one.replay) < 60:
             one._sample()
-        batches = [one.replay.sample() for _ in range(UPDATES)]
+        batches, rng = [one.replay.sample() for _ in range(UPDATES)], np.random.default_rng(0)
         for batch in batches:
             batch.pop("index")
+            # Constant ones leave no advantage but rounding, which LaProp scales up to full steps.
+            batch["reward"][:] = rng.normal(size=batch["reward"].shape)
         start = one.learner_group.get_state()["learner"]
         losses, states, latents = run(one, batches, start)
     losses2, states2, latents2 = run(two, batches, start)
     assert len(states2) == 2
     for key, value in states2[0].items():
         np.testing.assert_array_equal(states2[1][key], value, err_msg=key)
-        assert relative_error(value, states[0][key]) < 1e-4, key
+        assert relative_error(value, states[0][key]) < 3e-5, key
     percentiles = {key for key in states2[0] if "normalizer" in key}
     assert percentiles == {"behavior.normalizer.low", "behavior.normalizer.high"}
     assert all(states2[0][key] != 0 for key in percentiles)
