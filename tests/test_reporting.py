@@ -243,6 +243,6 @@ class TestFilms:
     def test_settings_are_checked(self, monkeypatch: pytest.MonkeyPatch) -> None:
         with pytest.raises(ValueError, match="`video_interval_s`=-1 must be None or a number >= 0"):
             filmed_config().reporting(video_interval_s=-1).validate()
-        monkeypatch.setattr("rllib_dreamer.dreamer_config.find_spec", lambda name: None)
+        monkeypatch.setattr("rllib_dreamer.setting_checks.find_spec", lambda name: None)
         with pytest.raises(ValueError, match=r"`video_interval_s`=0 needs .*rllib-dreamer\[eval\]"):
             filmed_config().validate()
