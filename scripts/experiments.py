@@ -98,6 +98,21 @@ EXPERIMENTS: dict[str, Experiment] = {
         ),
         reference="dmc_vision",
     ),
+    "walker_vision_cpu_ratio64_150": Experiment(
+        file="tuned_examples/walker.py",
+        protocol=(
+            "dmc walker-walk, 64x64 RGB, action repeat 2, 2.7M parameters, discount 0.99, "
+            "training ratio 64, 150 minutes"
+        ),
+        seeds=(6, 7),
+        stops=({"seconds": 8_940},),
+        settings=(
+            *("model_config.deter=1024", "model_config.hidden=128", "model_config.units=128"),
+            *("model_config.classes=8", "model_config.depth=8", "gamma=0.99"),
+            "training_ratio=64",
+        ),
+        reference="dmc_vision",
+    ),
     "dmc_cartpole_balance_proprio": Experiment(
         file="tuned_examples/walker_proprio.py",
         protocol="dmc cartpole-balance, proprioception, action repeat 2, training ratio 128",
