@@ -17,6 +17,7 @@ from rllib_dreamer.model import fuse, kernels, kernels_build, ops
 from rllib_dreamer.model.agent import Agent
 from rllib_dreamer.model.distributions import FixedNoise, TwoHot
 from rllib_dreamer.model.fuse import fusing
+from rllib_dreamer.model.kernels_rssm import FEW_ROWS, add_block_products
 from rllib_dreamer.model.optim import LaProp
 from rllib_dreamer.model.rssm import RSSM, State
 from rllib_dreamer.model.sizes import model_config
@@ -181,6 +182,26 @@ def test_two_hot() -> None:
     narrow = logits - 0.1 * torch.arange(-127, 128).square()  # else rounding of far bins rules
     assert error(NativeTwoHot(narrow, bins).mean, TwoHot(narrow, bins).mean) <= 2e-6
     assert not NativeTwoHot(torch.zeros(2, 255), bins).mean.any()
+
+
+@with_kernels
+@pytest.mark.parametrize("beta", [0, 1])
+@pytest.mark.parametrize(("depth", "columns"), [(5, 18), (24, 32), (7, 75)])
+@pytest.mark.parametrize("rows", [1, 8, 19, FEW_ROWS + 1])
+def test_block_products(rows: int, depth: int, columns: int, beta: int) -> None:
+    """In tiles and beside them, on rows and blocks that lie inside wider ones."""
+    x = torch.randn(rows, 3 * depth + 2)[:, 2:]
+    weight = torch.randn(3, depth + 4, columns)[:, :depth]
+    wide = torch.randn(rows, 3 * columns + 2)
+    out = wide[:, 1:-1]
+    product = torch.einsum("ngi,gio->ngo", x.unflatten(1, (3, depth)).double(), weight.double())
+    expected = beta * out + product.flatten(1)
+    edges = wide[:, [0, -1]]
+    if not beta:
+        out.fill_(torch.nan)
+    add_block_products(out, x, weight, beta)
+    assert error(out.double(), expected) <= 2e-6
+    assert torch.equal(wide[:, [0, -1]], edges)
 
 
 def rssm_and_rows(noise: bool) -> tuple[RSSM, tuple]:

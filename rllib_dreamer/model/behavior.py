@@ -219,6 +219,8 @@ class Behavior(nn.Module):
         else:
             trajectory = self.imagine(world, start, noise)
             torch.clear_autocast_cache()  # torch < 2.10 would reuse casts that have no gradient
+        compute = nets.compute_dtype(start.deter.device)
+        trajectory = trajectory._replace(feat=trajectory.feat.to(compute))  # once for all heads
         with torch.no_grad():
             reward = world.reward(trajectory.feat).mean  # (N, H + 1)
             cont = world.cont(trajectory.feat).prob()  # (N, H + 1)

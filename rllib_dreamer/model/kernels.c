@@ -214,6 +214,64 @@ EXPORT void laprop(float *param, const float *grad, float *momentum, float *squa
     }
 }
 
+/* Products of a few rows with blocks of weights, where a library's own overhead would count: tiles of
+ * TILE_ROWS rows and two vectors of columns stay in registers on the way down the weights. */
+typedef float vector __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+#define TILE_COLUMNS (2 * LANES)
+#ifdef __AVX512F__
+#define TILE_ROWS 8
+#else
+#define TILE_ROWS 2
+#endif
+
+INLINE void product_tile(float *out, int64_t ldo, const float *x, int64_t ldx, const float *w,
+                         int64_t ldw, int64_t beta, int64_t depth, const int rows) {
+    vector left[TILE_ROWS] = {0}, right[TILE_ROWS] = {0};
+    for (int r = 0; r < rows && beta; r++) {
+        left[r] = *(const vector *)(out + r * ldo);
+        right[r] = *(const vector *)(out + r * ldo + LANES);
+    }
+    for (int64_t k = 0; k < depth; k++, w += ldw) {
+        vector w_left = *(const vector *)w, w_right = *(const vector *)(w + LANES);
+        for (int r = 0; r < rows; r++) {
+            left[r] += x[r * ldx + k] * w_left;
+            right[r] += x[r * ldx + k] * w_right;
+        }
+    }
+    for (int r = 0; r < rows; r++) {
+        *(vector *)(out + r * ldo) = left[r];
+        *(vector *)(out + r * ldo + LANES) = right[r];
+    }
+}
+
+/* out (n, G * o) = beta * out + x (n, G * i) w (G, i, o), for beta 0 or 1; the blocks of w are ldw
+ * apart. */
+EXPORT void block_products(float *out, int64_t ldo, const float *x, int64_t ldx, const float *w,
+                           int64_t ldw, int64_t beta, int64_t n, int64_t G, int64_t I, int64_t O) {
+    const int64_t tiles = (O + TILE_COLUMNS - 1) / TILE_COLUMNS;
+#pragma omp parallel for collapse(2) schedule(static) if (n * G * I * O > 16 * ENOUGH)
+    for (int64_t g = 0; g < G; g++)
+        for (int64_t tile = 0; tile < tiles; tile++) {
+            const int64_t first = tile * TILE_COLUMNS, columns = O - first;
+            const float *from = x + g * I, *weights = w + g * ldw + first;
+            float *to = out + g * O + first;
+            int64_t r = 0;
+            if (columns >= TILE_COLUMNS) {
+                for (; r + TILE_ROWS <= n; r += TILE_ROWS)
+                    product_tile(to + r * ldo, ldo, from + r * ldx, ldx, weights, O, beta, I,
+                                 TILE_ROWS);
+                for (; r < n; r++)
+                    product_tile(to + r * ldo, ldo, from + r * ldx, ldx, weights, O, beta, I, 1);
+            }
+            for (; r < n; r++)
+                for (int64_t c = 0; c < columns; c++) {
+                    float sum = beta ? to[r * ldo + c] : 0.0f;
+                    for (int64_t k = 0; k < I; k++) sum += from[r * ldx + k] * weights[k * O + c];
+                    to[r * ldo + c] = sum;
+                }
+        }
+}
+
 /* Probabilities (1 - unimix) * softmax(x) + unimix / K; also the softmax itself. */
 INLINE void mixed_softmax(const float *x, float *soft, float *probs, float unimix, int64_t K) {
     float most = x[0], sum = 0.0f;

@@ -15,6 +15,9 @@ from torch.autograd.function import once_differentiable
 
 from rllib_dreamer.model.kernels import call, partial_sums
 
+FEW_ROWS, SMALL_BLOCK = 64, 2**18
+"""Up to so many rows and weights of a block, the native products beat a library's, one by one."""
+
 
 class CellWeights(NamedTuple):
     """Parameters of the recurrent cell, in the shapes that the loops multiply with.
@@ -120,8 +123,13 @@ def add_sample_gradient(
 
 
 def add_block_products(out: Tensor, x: Tensor, weight: Tensor, beta: int = 1) -> None:
-    """Sets out (n, G * o) to beta * out + x (n, G * i) times the blocks (G, i, o)."""
+    """Sets out (n, G * o) to beta * out + x (n, G * i) times the blocks (G, i, o); beta 0 or 1."""
     blocks, rows, columns = weight.shape
+    small = len(x) <= FEW_ROWS and rows * columns <= SMALL_BLOCK
+    if small and weight.dtype == torch.float32 and weight[0].is_contiguous():
+        strides = (out, out.stride(0), x, x.stride(0), weight, weight.stride(0))
+        call("block_products", None, *strides, beta, len(x), blocks, rows, columns)
+        return
     for g in range(blocks):
         part = out[:, g * columns : (g + 1) * columns]
         torch.addmm(part, x[:, g * rows : (g + 1) * rows], weight[g], beta=beta, out=part)
@@ -300,7 +308,7 @@ def _backward_through_time(
     widths = (units, cell.own.shape[0] * cell.own.shape[1], units, units)
     scales = _Scales(*map(partial_sums, widths))
     carry_deter, carry_stoch = torch.zeros_like(scan.deter), torch.zeros_like(scan.stoch)
-    own, gates = cell.own.transpose(1, 2), cell.gates.transpose(1, 2)
+    own, gates = (w.transpose(1, 2).contiguous() for w in (cell.own, cell.gates))
     for t in reversed(range(scan.action.shape[0])):
         g, b = _Through(*(x[t] for x in through)), buffers.step(t)
         gstoch = grads.stoch[t] + carry_stoch

@@ -12,6 +12,14 @@ from torch import Tensor, nn
 from rllib_dreamer.model import ops
 
 
+def compute_dtype(device: torch.device) -> torch.dtype:
+    """The type that the products of layers run in, here and now: autocast's, or float32."""
+    kind = device.type
+    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+        return torch.get_autocast_dtype(kind)
+    return torch.float32
+
+
 @torch.no_grad()
 def init_(weight: Tensor, fan_in: int, outscale: float = 1.0) -> Tensor:
     """Truncated normal on two deviations, scaled by sqrt(1 / fan_in) * outscale, in place.

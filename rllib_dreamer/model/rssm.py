@@ -229,8 +229,7 @@ class RSSM(nn.Module):
         return step
 
     def _transition_native(self, n: int) -> Transition:
-        autocast = torch.is_autocast_enabled("cpu")
-        dtype = torch.get_autocast_dtype("cpu") if autocast else torch.float32
+        dtype = nets.compute_dtype(self.prior_out.weight.device)
         weights, deter = self.cell_weights(dtype), self.config.deter
         buffers = CellBuffers.empty((n,), weights, dtype)
         index = torch.empty(n, self.config.stoch, dtype=torch.int64)
