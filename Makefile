@@ -28,8 +28,8 @@ gl: install
 train: setup  ## set up, then train walker-walk from pixels (FILE=, ARGS=)
 	@exec $(BIN)/rllib train file $(FILE) $(ARGS)
 
-test: setup  ## set up, then the test suite without its slow part (ARGS=)
-	@exec $(BIN)/python -m pytest -m "not slow" $(ARGS)
+test: setup  ## set up, then the test suite without its slow part, two files at a time (ARGS=)
+	@exec $(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile $(ARGS)
 
 test-all: setup  ## set up, then the whole test suite, slow tests too (ARGS=)
 	@exec $(BIN)/python -m pytest $(ARGS)

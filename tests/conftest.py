@@ -9,6 +9,7 @@ import faulthandler
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -74,11 +75,16 @@ def note_error(pytestconfig: pytest.Config) -> Callable[[str, str, float], float
     """A function (group, file, relative error) that keeps the largest and returns the error."""
 
     def note(group: str, file: str, error: float) -> float:
-        files = pytestconfig.stash[ERRORS].setdefault(group, {})
-        files[file] = max(error, files.get(file, 0.0))
+        keep_error(pytestconfig, group, file, error)
         return error
 
     return note
+
+
+def keep_error(config: pytest.Config, group: str, file: str, error: float) -> None:
+    """Keeps the largest error of a group and file for the summary."""
+    files = config.stash[ERRORS].setdefault(group, {})
+    files[file] = max(error, files.get(file, 0.0))
 
 
 @pytest.fixture(scope="session")
@@ -106,6 +112,23 @@ def ray_results(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
             folder = str(tmp_path_factory.mktemp("ray_results"))
             patch.setattr(module, "DEFAULT_STORAGE_PATH", folder)
         yield
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Hands the errors of a process of pytest-xdist to the one that prints the summary."""
+    config = session.config
+    if hasattr(config, "workeroutput"):
+        config.workeroutput["golden"] = config.stash[ERRORS], config.stash[UNCOMPARED]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Takes them over; a process that crashed has none."""
+    errors, uncompared = getattr(node, "workeroutput", {}).get("golden", ({}, {}))
+    for group, files in errors.items():
+        for file, error in files.items():
+            keep_error(node.config, group, file, error)
+    node.config.stash[UNCOMPARED].update(uncompared)
 
 
 def pytest_terminal_summary(
