@@ -25,6 +25,7 @@ from gymnasium import spaces
 from ray.rllib.env.single_agent_episode import SingleAgentEpisode
 from ray.rllib.utils.replay_buffers.episode_replay_buffer import EpisodeReplayBuffer
 
+from rllib_dreamer.hardware import release_memory
 from rllib_dreamer.replay import Replay
 
 OBS = spaces.Box(0, 255, (64, 64, 3), np.uint8)
@@ -92,6 +93,7 @@ class Filling(NamedTuple):
 def fill(buffer: Any, source: Source, steps: int) -> Filling:
     """Adds at least `steps` steps, as whole episodes."""
     process = psutil.Process()
+    release_memory()  # what is filled from free memory of this process would not count
     before, seconds, added = process.memory_info().rss, 0.0, 0
     while added < steps:
         chunk = source.chunk(EPISODE_LENGTH)

@@ -6,6 +6,8 @@ And for all tests: no limit of time for slow ones, and no folders left in `~/ray
 from __future__ import annotations
 
 import faulthandler
+import os
+import secrets
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -35,7 +37,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Prepares the summary; with tiny models one thread is the fastest, and runs are repeatable."""
+    """Prepares the summary; with tiny models one thread is the fastest, and runs are repeatable.
+
+    Ray's token is that of the session, whatever home folder a test works in.
+    """
+    os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     config.stash[ERRORS] = {}
     config.stash[UNCOMPARED] = {}
     golden_folder(config)  # a wrong option is refused before anything runs
