@@ -60,6 +60,12 @@ def _ablation(
 _WALKER_BEFORE = ("model_size=1M", "gamma=0.996996996996997")
 """Settings of tuned_examples/walker.py on a CPU until its present ones were found."""
 
+_WALKER_3M = (
+    *("model_config.deter=1024", "model_config.hidden=128", "model_config.units=128"),
+    *("model_config.classes=8", "model_config.depth=8", "gamma=0.99"),
+)
+"""Its present ones, stated before the size had a name."""
+
 EXPERIMENTS: dict[str, Experiment] = {
     "cartpole": Experiment(
         file="tuned_examples/cartpole.py",
@@ -92,10 +98,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         ),
         seeds=(4, 5),
         stops=({"seconds": 8_940},),
-        settings=(
-            *("model_config.deter=1024", "model_config.hidden=128", "model_config.units=128"),
-            *("model_config.classes=8", "model_config.depth=8", "gamma=0.99"),
-        ),
+        settings=_WALKER_3M,
         reference="dmc_vision",
     ),
     "walker_vision_cpu_ratio64_150": Experiment(
@@ -106,11 +109,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         ),
         seeds=(6, 7),
         stops=({"seconds": 8_940},),
-        settings=(
-            *("model_config.deter=1024", "model_config.hidden=128", "model_config.units=128"),
-            *("model_config.classes=8", "model_config.depth=8", "gamma=0.99"),
-            "training_ratio=64",
-        ),
+        settings=(*_WALKER_3M, "training_ratio=64"),
         reference="dmc_vision",
     ),
     "dmc_cartpole_balance_proprio": Experiment(
