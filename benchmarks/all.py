@@ -89,12 +89,17 @@ def main(
     to_readme: Annotated[bool, typer.Option("--publish", help="Table to README.md too.")] = False,
 ) -> None:
     """Runs everything and writes `table.md`, and one JSON file for each command."""
+    names = [name for name in COMMANDS if only in name]
+    if not names:
+        raise typer.BadParameter(f"{only!r} is in none of the names {', '.join(COMMANDS)}")
+    if to_readme and only:
+        raise typer.BadParameter("--publish replaces the whole table: leave --only away")
     out.mkdir(parents=True, exist_ok=True)
     here, results = machine(), {}
-    for name, (command, few) in COMMANDS.items():
-        if only in name:
-            arguments = f"{command} {few}" if quick else command
-            results[arguments] = run(name, arguments, out)
+    for name in names:
+        command, few = COMMANDS[name]
+        arguments = f"{command} {few}" if quick else command
+        results[arguments] = run(name, arguments, out)
     table = markdown(here, results)
     (out / "table.md").write_text(table)
     if to_readme:

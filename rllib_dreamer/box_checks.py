@@ -13,24 +13,37 @@ FULL_CHECKS = 3
 """Observations of each episode compared with the bounds of their space (all with its shapes)."""
 
 
+LARGEST_REWARD = float(np.finfo(np.float32).max)
+
+
 def not_finite(value: NDArray[Any], space: spaces.Box | None) -> int:
-    """How many numbers are NaN or infinite, or would be as float32, the form the model takes.
+    """How many numbers `is_finite` refuses, which takes no time where there is none.
 
     Args:
         value: (..., *space.shape), any leading axes.
-        space: Of an observation, whose numbers may be -inf, for missing, where the space begins
-            there. None for other values.
+        space: See `is_finite`.
     """
     if value.dtype.kind != "f":
         return 0
     with np.errstate(over="ignore", invalid="ignore"):
         if math.isfinite(np.add.reduce(value, axis=None, dtype=np.float32)):
             return 0
-        single = value.astype(np.float32)  # a sum may also overflow
-    bad = ~np.isfinite(single)
+    return int(np.count_nonzero(~is_finite(value, space)))  # a sum may also overflow
+
+
+def is_finite(value: NDArray[Any], space: spaces.Box | None) -> NDArray[np.bool_]:
+    """Which numbers are finite, also as float32, the form the model takes.
+
+    Args:
+        value: (..., *space.shape), any leading axes.
+        space: Of an observation, whose numbers may be -inf, for missing, where the space begins
+            there. None for other values.
+    """
+    with np.errstate(over="ignore"):
+        good = np.isfinite(value.astype(np.float32))
     if space is not None:
-        bad &= ~(np.isneginf(value) & np.isneginf(space.low))
-    return int(bad.sum())
+        good |= np.isneginf(value) & np.isneginf(space.low)
+    return good
 
 
 def is_outside(value: NDArray[Any], space: spaces.Box) -> bool:

@@ -171,9 +171,16 @@ def problems(folder: str | Path, *, hashes: bool = True) -> list[str]:
     return found
 
 
-def verify(folder: str | Path) -> None:
-    """Raises ValueError unless the checkpoint in `folder` is whole."""
-    found = problems(folder)
+def verify(folder: str | Path, *, policy_only: bool = False) -> None:
+    """Raises ValueError unless the checkpoint in `folder` is whole.
+
+    Args:
+        folder: The checkpoint.
+        policy_only: The replay may be missing, and only sizes are compared.
+    """
+    found = problems(folder, hashes=not policy_only)
+    if policy_only:
+        found = [problem for problem in found if not problem.startswith(f"{REPLAY_FOLDER}/")]
     if found:
         raise ValueError(
             f"checkpoint {folder} is not complete: {'; '.join(found[:3])}. Use an earlier one."

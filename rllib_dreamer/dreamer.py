@@ -6,6 +6,7 @@ import copy
 import shutil
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -402,15 +403,20 @@ class DreamerTorch(Algorithm):
             self._episodes.set_state(ours["episodes"])
             self._rate_mark = (time.monotonic(), self._agent_steps, self._updates)
             self._skipped_in_a_row = 0
-            if self.env_runner is not None:  # RLlib saves no count of remote ones alone
-                self.env_runner.num_env_steps_sampled_lifetime = self._agent_steps
+            # RLlib saves no count of remote ones alone, and gives those none.
+            count = {NUM_ENV_STEPS_SAMPLED_LIFETIME: self._agent_steps}
+            self._on_env_runners(lambda runner: runner.set_state(count))
 
     def _take_any_weights(self) -> None:
         """Lets learners and EnvRunners take the next weights even if older than their own."""
         self._on_learners(_forget_weights_number)
+        self._on_env_runners(_forget_weights_number)
+
+    def _on_env_runners(self, function: Callable[[Any], None]) -> None:
+        """Calls a function with every EnvRunner, those of the evaluation too."""
         for group in (self.env_runner_group, self.eval_env_runner_group):
             if group is not None:
-                group.foreach_env_runner(_forget_weights_number)
+                group.foreach_env_runner(function)
 
     def cleanup(self) -> None:
         """Stops our threads and RLlib's parts, and gives the replay's memory back."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import fields
+from dataclasses import asdict, fields
 from typing import Any
 
 import gymnasium as gym
@@ -179,19 +179,21 @@ def model_settings(given: Mapping[str, Any], extra: Collection[str] = ()) -> dic
 
     Args:
         given: What the RLModule got: our settings, the user's, and where the user gave a
-            `DefaultModelConfig` all of RLlib's, which mean nothing here.
+            `DefaultModelConfig` all of RLlib's, which mean nothing here and must be untouched.
         extra: More keys that are allowed.
 
     Raises:
         ValueError: If a key means nothing.
     """
     ours = {field.name for field in fields(ModelConfig)}
-    rllib = {field.name for field in fields(DefaultModelConfig)}
+    rllib = asdict(DefaultModelConfig())
     settings = {"model_size", "loss", "compile", "initial_random_steps", *extra}
-    unknown = sorted(set(given) - ours - rllib - settings)
+    untouched = {key for key, value in rllib.items() if key in given and given[key] == value}
+    unknown = sorted(set(given) - ours - settings - untouched)
     if unknown:
         raise ValueError(
-            f"model_config has unknown keys {unknown}: it takes the fields of ModelConfig, "
-            f"{', '.join(sorted(ours))}; a catalog may add some by `extra_settings`."
+            f"model_config has keys {unknown} that mean nothing here (RLlib's are for networks of "
+            f"its own): it takes the fields of ModelConfig, {', '.join(sorted(ours))}; a catalog "
+            "may add some by `extra_settings`."
         )
     return {key: value for key, value in given.items() if key in ours}

@@ -80,7 +80,6 @@ class DreamerEnvRunner(SingleAgentEnvRunner):
     def make_env(self) -> None:
         """Builds the envs; `self.config` tells RLlib which, so it holds the creator meanwhile."""
         given = self.config
-        self._seed = self._start_seed()
         self._builds += 1
         mode = gym.VectorizeMode(given.gym_env_vectorize_mode)
         if given.env is None or mode not in _OF_SINGLE_ENVS:
@@ -121,11 +120,21 @@ class DreamerEnvRunner(SingleAgentEnvRunner):
         metrics: dict[str, Any] = super().get_metrics()
         return metrics
 
-    def _start_seed(self) -> int | None:
-        """Of the first episodes; another one when envs are built anew, as a failure may recur."""
-        if self.config.seed is None:
-            return None
-        runner = (self.worker_index or 0, int(self.config.in_evaluation), self._builds)
+    def _try_env_reset(self, *, seed: int | None = None, options: dict | None = None) -> Any:
+        """RLlib's, which calls it again after a failure; with a seed of ours for each attempt."""
+        own = None if seed is None else self._start_seed()
+        return super()._try_env_reset(seed=own, options=options)
+
+    def _start_seed(self) -> int:
+        """Of the episodes that begin now; in training another one each time.
+
+        An env that failed may fail again from the same state, and a run that is resumed, or a
+        runner that is started anew, would see the episodes of its beginning again. Evaluations
+        all begin alike.
+        """
+        evaluation = self.config.in_evaluation
+        steps = 0 if evaluation else self.num_env_steps_sampled_lifetime
+        runner = (self.worker_index or 0, int(evaluation), self._builds, steps)
         (drawn,) = np.random.SeedSequence([self.config.seed, *runner]).generate_state(1)
         return int(drawn >> 1)  # some envs take no more than 31 bits
 

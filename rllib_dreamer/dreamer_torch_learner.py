@@ -18,12 +18,12 @@ from rllib_dreamer.hardware import prepare_cpu, resolve_precision
 from rllib_dreamer.model import ops
 from rllib_dreamer.model.agent import Agent
 from rllib_dreamer.model.cuda_graphs import Captured, CudaRecorder
-from rllib_dreamer.model.optim import Adam, LaProp
+from rllib_dreamer.model.optim import FLUSHED_EPS, OFFICIAL_EPS, Adam, LaProp
 from rllib_dreamer.part_rates import PARTS
 
 GRAD_NORM = (DEFAULT_MODULE_ID, "grad_norm")
 UPDATE_NORM = (DEFAULT_MODULE_ID, "update_norm")
-OPTIMIZER_SETTINGS = ("agc", "warmup", "weight_decay")
+OPTIMIZER_SETTINGS = ("agc", "eps", "warmup", "weight_decay")
 
 
 class PassOutput(NamedTuple):
@@ -50,7 +50,7 @@ class DreamerTorchLearner(TorchLearner):
         prepare_cpu(self.config)
         self._latents: dict[str, tuple[Tensor, Tensor]] = {}
         self._measured: dict[tuple[str, str], Tensor] = {}  # scalars of the losses
-        self._normalizers: dict[str, dict[str, Tensor]] = {}
+        self._normalizer_states: dict[str, dict[str, Tensor]] = {}
         super().build()
         for module_id in self.module.keys():
             agent = self.agent(module_id)
@@ -83,7 +83,7 @@ class DreamerTorchLearner(TorchLearner):
             self.register_optimizer(
                 module_id=module_id,
                 optimizer_name=name,
-                optimizer=make_optimizer(params, config),
+                optimizer=make_optimizer(params, config, self._device),
                 params=params,
                 lr_or_lr_schedule=getattr(config, f"{name}_lr"),
             )
@@ -93,7 +93,7 @@ class DreamerTorchLearner(TorchLearner):
         super().before_gradient_based_update(timesteps=timesteps)
         for module_id in self.module.keys():
             state = self.agent(module_id).behavior.normalizer.state_dict()
-            self._normalizers[module_id] = {name: x.clone() for name, x in state.items()}
+            self._normalizer_states[module_id] = {name: x.clone() for name, x in state.items()}
 
     def _uncompiled_update(
         self, batch: dict[str, dict[str, Tensor]], **kwargs: Any
@@ -184,7 +184,7 @@ class DreamerTorchLearner(TorchLearner):
     def _skip_update(self) -> None:
         """Takes back what the losses changed; all learners do, as they share their gradients."""
         self._latents.clear()
-        for module_id, state in self._normalizers.items():
+        for module_id, state in self._normalizer_states.items():
             self.agent(module_id).behavior.normalizer.load_state_dict(state)
 
     @property
@@ -273,13 +273,16 @@ def _own_tensors(optimizer: torch.optim.Optimizer) -> None:
         values.update({k: x.clone() for k, x in values.items() if isinstance(x, Tensor)})
 
 
-def make_optimizer(params: list[torch.nn.Parameter], config: DreamerConfig) -> LaProp | Adam:
+def make_optimizer(
+    params: list[torch.nn.Parameter], config: DreamerConfig, device: torch.device
+) -> LaProp | Adam:
     """The optimizer that the config asks for; RLlib sets its learning rate."""
     if config.optimizer == "adam":
         return Adam(params, warmup=config.warmup_updates)
     return LaProp(
         params,
         agc=config.agc,
+        eps=FLUSHED_EPS if device.type == "cpu" else OFFICIAL_EPS,
         warmup=config.warmup_updates,
         weight_decay=config.weight_decay,
         fused=config.compile,

@@ -359,6 +359,8 @@ class Replay:
             if commit is None:
                 write_columns(path, self._storage.columns, self._index.spans())
             metadata = {**self._metadata(), "commit": commit}
+            if commit is None:
+                metadata["run"] = None
             write_text(path / "replay.json", json.dumps(metadata))
 
     def load(self, path: str | Path) -> None:

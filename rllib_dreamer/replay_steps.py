@@ -10,14 +10,13 @@ import numpy as np
 from ray.rllib.core.columns import Columns
 from ray.rllib.utils.spaces.space_utils import batch as batch_structs
 
+from rllib_dreamer.box_checks import LARGEST_REWARD, is_finite, not_finite
 from rllib_dreamer.replay_storage import Column, to_half
-from rllib_dreamer.spaces import flatten
+from rllib_dreamer.spaces import flatten, leaf_spaces
 
 if TYPE_CHECKING:
     from ray.rllib.env.single_agent_episode import SingleAgentEpisode
     from ray.rllib.env.utils.infinite_lookback_buffer import InfiniteLookbackBuffer
-
-_LARGEST = float(np.finfo(np.float32).max)
 
 
 def _read(buffer: InfiniteLookbackBuffer) -> tuple[Any, int]:
@@ -68,8 +67,8 @@ def _check_values(
     raise ValueError(
         f"replay column {name!r} has {values[place]} at env step "
         f"{episode.t_started + int(place[0])} of episode {episode.id_}, allowed are finite numbers "
-        "of 32 bits and, in observations, -inf for a missing value: mend the env; nothing of this "
-        "chunk was stored"
+        "of 32 bits and, in observations whose space begins there, -inf for a missing value: mend "
+        "the env; nothing of this chunk was stored"
     )
 
 
@@ -81,7 +80,8 @@ def _rewards(episode: SingleAgentEpisode, first_reward: float, count: int) -> np
     values, first = _read(episode.rewards)
     rewards = np.empty(len(episode) + 1)
     rewards[0], rewards[1:] = first_reward, values[first:]
-    _check_values(np.abs(rewards) <= _LARGEST, "reward", rewards, episode)  # False for NaN, too
+    valid = np.abs(rewards) <= LARGEST_REWARD  # False for NaN, too
+    _check_values(valid, "reward", rewards, episode)
     return rewards[:count].astype(np.float32)
 
 
@@ -112,8 +112,8 @@ def episode_steps(
         One array of shape (n or n + 1, ...) for each column; they may share memory with `episode`.
 
     Raises:
-        ValueError: Something does not fit the layout, a reward is not finite, an observation is NaN
-            or +inf, or latents or the first reward are missing.
+        ValueError: Something does not fit the layout, a reward or an observation is not finite (see
+            `box_checks`), or latents or the first reward are missing.
     """
     length, done = len(episode), bool(episode.is_done)
     count = length + done
@@ -128,8 +128,10 @@ def episode_steps(
     for key, value in flatten(observations, observation_space).items():
         name = f"obs/{key}"
         steps[name] = _fill(name, layout[name], value[first:], count, count)
-        if layout[name].dtype.kind == "f":
-            _check_values(steps[name] < np.inf, name, steps[name], episode)  # False for NaN, too
+        if not_finite(steps[name], None):
+            leaf = leaf_spaces(observation_space)[key]
+            assert isinstance(leaf, gym.spaces.Box)
+            _check_values(is_finite(steps[name], leaf), name, steps[name], episode)
     actions, first = _read(episode.actions)
     for key, value in flatten(actions, action_space, root="action").items():
         name = f"action/{key}"

@@ -356,12 +356,14 @@ class DiskStorage(StepStorage):
         self._chunks[serial % self.num_chunks] = serial
         self._maps[-1].flush()
 
-    def commit(self) -> str:
+    def commit(self) -> str | None:
         """Writes changed pages to the disk, and notes that a checkpoint counts on them.
 
         Returns:
-            The commit's name.
+            The commit's name; None while the files hold nothing of this run.
         """
+        if not (self._started or self._adopted):
+            return None
         for array in self._maps:
             array.flush()
         self._commits.append(uuid.uuid4().hex)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from importlib.util import find_spec
 
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
+from ray.rllib.models.catalog import MODEL_DEFAULTS
 from ray.rllib.utils.schedules.scheduler import Scheduler
 
 from rllib_dreamer.envs.wrappers import nearest
@@ -91,7 +92,12 @@ def _check_loss_scales(config: AlgorithmConfig) -> None:
 
 
 def _check_model_config(config: AlgorithmConfig) -> None:
-    """Refuses what would contradict the settings of `training`, which others read too."""
+    """Refuses what would contradict the settings of `training`, or would not be read at all."""
+    if changed := sorted(key for key, x in config.model.items() if MODEL_DEFAULTS.get(key) != x):
+        config._value_error(
+            f"`model` has keys {changed}, but is for RLlib's own networks: leave it out, and set "
+            "`model_size`, or single widths and depths by `rl_module(model_config=...)`."
+        )
     for given in (config._model_config, getattr(config._rl_module_spec, "model_config", None)):
         for name in _OF_TRAINING.keys() & (given if isinstance(given, dict) else {}):
             config._value_error(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,7 +17,7 @@ from rllib_dreamer.atomic import write_text
 from rllib_dreamer.cli.plot import find_references
 from rllib_dreamer.evaluation import plots
 from rllib_dreamer.evaluation.curves import Curve, Reference, Trial
-from rllib_dreamer.evaluation.statistics import mean, stratified_bootstrap
+from rllib_dreamer.evaluation.statistics import decimals, mean, stratified_bootstrap
 
 BEGIN, END = "<!-- results: written by make reproduce -->", "<!-- end of results -->"
 COLUMNS = (
@@ -65,10 +66,11 @@ class Results(NamedTuple):
         return plots.to_png(figure)
 
     def curve(self, name: str) -> Curve:
-        """Reads the curve of an experiment from its files."""
+        """Reads the curve of an experiment from its files, of the seeds in its summary."""
         folder = self.folder / name
-        env = json.loads((folder / "summary.json").read_text())["env"]
-        paths = sorted(folder.glob("seed_*.csv"))
+        summary = json.loads((folder / "summary.json").read_text())
+        env, seeds = summary["env"], summary["stops"][0]["seeds"]
+        paths = [folder / f"seed_{seed['seed']}.csv" for seed in seeds]
         tables = [np.loadtxt(path, delimiter=",", skiprows=1, ndmin=2).T for path in paths]
         trials = [Trial(p.stem, env, *table) for p, table in zip(paths, tables, strict=True)]
         return Curve(name, env, trials)
@@ -142,7 +144,9 @@ def _row(
     stretches = [stretch for seed in seeds for stretch in seed["stretches"]]
     steps = np.mean([seed["env_steps"] for seed in seeds])
     hours, cpu_hours = (np.mean([seed[key] for seed in seeds]) for key in ("hours", "cpu_hours"))
-    low, high = measured["interval"]
+    places = decimals([value for seed in seeds for value in seed["episode_returns"]])
+    value, low, high = (f"{x:.{places}f}" for x in (measured["return"], *measured["interval"]))
+    there = math.nan if reference is None else reference.mean_at(float(steps))
     pieces = f" ({len(stretches)} stretches)" if len(stretches) > len(seeds) else ""
     cells = (
         f"[{name}](../results/{name}/summary.json)",
@@ -150,25 +154,17 @@ def _row(
         ", ".join(f"{limit:,} {key}" for key, limit in measured["stop"].items()),
         f"{steps:,.0f}",
         f"{len(seeds)} of {len(experiment.seeds)}",
-        f"{_number(measured['return'])}, {_number(low)} to {_number(high)}",
-        *(", ".join(_number(s[key]) for s in seeds) for key in ("return", "training_return")),
-        "-" if reference is None else _published_return(reference, float(steps)),
+        f"{value}, {low} to {high}",
+        *(
+            ", ".join(f"{s[key]:.{places}f}" for s in seeds)
+            for key in ("return", "training_return")
+        ),
+        "-" if math.isnan(there) else f"{there:.{places}f}",
         f"{hours:.2f}{pieces}",
         f"{cpu_hours:.2f}",
         *(", ".join(dict.fromkeys(s[key] for s in stretches)) for key in ("hardware", "commit")),
     )
     return _line(cells)
-
-
-def _published_return(reference: Reference, env_steps: float) -> str:
-    line = reference.band()
-    value = np.interp(env_steps, line.x, line.mean, left=np.nan, right=np.nan)
-    return "-" if np.isnan(value) else _number(value)
-
-
-def _number(value: float) -> str:
-    """A return to a tenth, or to a thousandth where a task's highest is about 1."""
-    return f"{value:.1f}" if abs(value) >= 10 else f"{value:.3f}"
 
 
 def write_rows(page: Path, name: str, rows: list[str]) -> None:

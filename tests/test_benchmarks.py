@@ -149,10 +149,9 @@ def test_all_writes_one_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     original = (FOLDER / "README.md").read_text()
     readme.write_text(original)
     monkeypatch.setattr(module, "README", readme)
-    monkeypatch.setattr(
-        module, "COMMANDS", {"policy": ("policy_step.py --size 1M", "--steps 2"), "other": ("", "")}
-    )
-    invoke(module, "--quick", "--only", "policy", "--out", str(tmp_path), "--publish")
+    policy = {"policy": ("policy_step.py --size 1M", "--steps 2")}
+    monkeypatch.setattr(module, "COMMANDS", policy)
+    invoke(module, "--quick", "--out", str(tmp_path), "--publish")
     table = (tmp_path / "table.md").read_text()
     assert "| **`policy_step.py --size 1M --steps 2`** |" in table  # as it ran
     assert "| policy step 1M image, 16 envs |" in table
@@ -161,6 +160,23 @@ def test_all_writes_one_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert table in published
     assert published.partition(module.END)[2] == original.partition(module.END)[2]
     assert published.partition(module.BEGIN)[0] == original.partition(module.BEGIN)[0]
+
+
+def test_all_runs_those_named_and_publishes_no_part_of_the_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module, ran = load("all"), []
+    done = {"figures": []}
+    monkeypatch.setattr(module, "run", lambda name, *args: ran.append(name) or done)
+    invoke(module, "--only", "loop", "--out", str(tmp_path))
+    assert ran == ["loop_image", "loop_vector"]
+    for options, message in (
+        ({"only": "polcy"}, "is in none of the names"),
+        ({"only": "loop", "to_readme": True}, "replaces the whole table"),
+    ):
+        with pytest.raises(typer.BadParameter, match=message):
+            module.main(out=tmp_path, **options)
+    assert len(ran) == 2
 
 
 def test_every_benchmark_is_part_of_all() -> None:

@@ -130,7 +130,7 @@ def test_layer_norm_gru_is_the_plain_one() -> None:
     reset, cand, update = x[:, :16].sigmoid(), x[:, 16:32], (x[:, 32:] - 1.0).sigmoid()
     expected = update * torch.tanh(reset * cand) + (1.0 - update) * deter
 
-    ours = rssm.cell(State(deter, stoch), rssm.embed_action(action))
+    ours = rssm.cell(State(deter, stoch), rssm.prepare_action(action))
     torch.testing.assert_close(ours, expected)
 
 

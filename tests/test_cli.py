@@ -263,6 +263,7 @@ def test_the_wandb_key_is_not_written_to_the_experiment(monkeypatch: pytest.Monk
     monkeypatch.setenv("WANDB_API_KEY", "")
     (logger,) = wandb_loggers(options(wandb_project="p", wandb_key="my-secret"))
     assert b"my-secret" not in pickle.dumps(logger)
+    assert logger.kwargs["resume"] == "allow"  # else W&B empties the run that is resumed
     assert os.environ["WANDB_API_KEY"] == "my-secret"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -121,6 +122,19 @@ def test_a_run_that_never_began_leaves_no_folder(command: Command) -> None:
     command.train = start_experiment
     assert command("--name", "one") == 0
     assert [path.name for path in command.storage.iterdir()] == ["one"]
+
+
+def test_a_storage_that_cannot_be_written_to_is_named(
+    command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(parent: Path, prefix: str) -> Path:
+        raise PermissionError(errno.EACCES, "Permission denied", str(parent / prefix))
+
+    monkeypatch.setattr(train, "make_dated_folder", refuse)
+    assert command() == 2
+    error = command.error()
+    assert error.count("\n") == 1 and "Permission denied" in error
+    assert f"--storage-path: {command.storage}" in error
 
 
 def test_evaluations_of_the_same_second_have_folders_of_their_own(

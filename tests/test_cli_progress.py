@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from rich.console import Console
+from rich.table import Table
 
 from rllib_dreamer.cli.errors import did_you_mean, first_line
 from rllib_dreamer.cli.progress import ABSENT, ProgressDisplay, TrialView, as_line, as_table
@@ -99,7 +100,34 @@ def test_progress_of_other_algorithms() -> None:
     cells = dict(view.cells())
     assert (cells["env steps"], cells["steps/s"], cells["left"]) == ("300", "100", ABSENT)
     assert cells["total_loss"] == "1.5"
-    assert as_table({"a": view, "b": view}).row_count == 2
+    table = as_table({"a": view, "b": view}, Console(width=200))
+    assert isinstance(table, Table) and table.row_count == 2
+
+
+@pytest.mark.parametrize("width", [72, 80, 120])
+def test_a_terminal_shows_every_figure_whole(width: int) -> None:
+    losses = {f"loss_{name}": 123.4 for name in ("image", "reward", "dyn", "actor", "critic")}
+    more = {"learners": {"default_policy": losses}, "env_runners": {"episode_return_mean": 98.76}}
+    screen = Console(file=io.StringIO(), width=width, force_terminal=True)
+    display = ProgressDisplay(screen, {"env_steps": 1_000_000})
+    for step in (1, 2):
+        display.on_trial_result(step, [trial_of("a")], trial_of("a"), result(1000 * step, **more))
+    display.close()
+    shown = screen.file.getvalue()
+    assert "…" not in shown
+    for name, text in display.views["a"].cells():
+        assert name in shown and text in shown
+
+
+def trial_of(name: str) -> Any:
+    return SimpleNamespace(trial_id=name)
+
+
+def test_a_limit_without_end_has_no_time_left() -> None:
+    view = TrialView({"env_steps": math.inf})
+    for step in (1, 2):
+        view.add(1.0 * step, result(step))
+    assert dict(view.cells())["left"] == ABSENT
 
 
 def test_score_is_the_last_known_return() -> None:

@@ -143,6 +143,20 @@ def test_resume_survives_a_half_written_state_and_checkpoint(
     assert str(folder) in out.splitlines()[-1]
 
 
+def test_resume_goes_back_to_the_checkpoint_named(
+    trained: Trained, own_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "back"
+    shutil.copytree(trained.folder, folder)
+    (first,) = folder.glob("*/checkpoint_000000")
+    start_ray()
+    words = ["train", "file", str(own_file), "--resume", str(first), "--checkpoint-freq", "1"]
+    assert run([*words, "--stop", '{"iterations": 2}']) == 0
+    assert "resuming after iteration 1\n" in capsys.readouterr().out
+    assert iterations(folder) == [1, 2, 2]
+    assert (first.parent / "checkpoint_000002").is_dir()
+
+
 def test_ctrl_c_leaves_a_checkpoint_and_kill_9_can_be_resumed(tmp_path: Path) -> None:
     file, folder = tmp_path / "own.py", tmp_path / "run"
     file.write_text(PPO_FILE)

@@ -14,6 +14,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
+from fnmatch import filter as filter_names
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -42,6 +43,9 @@ from rllib_dreamer.model.distributions import FixedNoise
 from rllib_dreamer.model.sizes import LossConfig, model_config
 from rllib_dreamer.policy.policy import DreamerPolicy
 from rllib_dreamer.spaces import leaf_spaces
+
+sys.path.insert(0, str(ROOT / "scripts"))
+from experiments import EXPERIMENTS
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 MANIFEST = ROOT / "docs" / "kuberay_rayjob.yaml"
@@ -118,7 +122,14 @@ def check_ray(words: list[str]) -> None:
 
 def check_make(words: list[str]) -> None:
     targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M)
-    assert {word for word in words if "=" not in word} <= set(targets)
+    called = [word for word in words if "=" not in word]
+    assert set(called) <= set(targets)
+    variables = {"FILE": "tuned_examples/walker.py", "ARGS": "", "EXPERIMENT": "cartpole"}
+    variables |= dict(word.split("=", 1) for word in words if "=" in word)
+    if "train" in called:
+        check_rllib(["train", "file", variables["FILE"], *shlex.split(variables["ARGS"])])
+    if "reproduce" in called:
+        assert filter_names(EXPERIMENTS, variables["EXPERIMENT"]), variables["EXPERIMENT"]
 
 
 def check_pip(words: list[str]) -> None:
@@ -166,6 +177,9 @@ def test_a_command_is_understood(page: str, line: str) -> None:
         ("rllib evaluated x", "no command"),
         ("ray job submit -- rllib train file gone.py", "is_file"),
         ("make everything", "everything"),
+        ("make train FILE=gone.py", "is_file"),
+        ("make train ARGS='--stopp 1'", "No such option"),
+        ("make reproduce EXPERIMENT=cartpol", "cartpol"),
         ("pip install .[dmx]", "dmx"),
         ("python scripts/none.py", "none.py"),
         ("wget x", "nothing checks wget"),

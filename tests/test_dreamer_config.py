@@ -339,14 +339,25 @@ def test_a_plain_dict_is_enough() -> None:
 
 
 def test_an_unknown_key_of_the_model_is_named() -> None:
-    with pytest.raises(ValueError, match=r"unknown keys \['depht'\].*deter"):
+    with pytest.raises(ValueError, match=r"keys \['depht'\].*deter"):
         model_settings({"depht": 3, "model_size": "1M", "loss": {}})
     assert model_settings({"width": 3, "depth": 2}, extra=["width"]) == {"depth": 2}
 
 
-def test_rllibs_own_model_config_is_let_pass() -> None:
+def test_rllibs_own_model_config_is_let_pass_while_it_says_nothing() -> None:
     config = DreamerConfig().rl_module(model_config=DefaultModelConfig())
     assert model_settings(config.model_config) == {"symlog_obs": True}
+    config.rl_module(model_config=DefaultModelConfig(conv_filters=[[16, 4, 2]]))
+    with pytest.raises(ValueError, match=r"keys \['conv_filters'\]"):
+        model_settings(config.model_config)
+    assert model_settings({"use_lstm": True}, extra=["use_lstm"]) == {}
+
+
+def test_settings_of_rllibs_own_networks_are_refused() -> None:
+    config = tiny_config(CountingEnv, training={"model": {"fcnet_hiddens": [256, 256]}}, length=3)
+    config.validate()  # as it is by default
+    with pytest.raises(ValueError, match=r"`model` has keys \['fcnet_hiddens', 'mine'\]"):
+        config.training(model={"fcnet_hiddens": [8], "mine": 1}).validate()
 
 
 @pytest.mark.parametrize(("given", "expected"), [("auto", True), (True, True), (False, False)])

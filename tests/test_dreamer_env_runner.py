@@ -19,6 +19,7 @@ from pyarrow import parquet
 from ray import tune
 from ray.rllib.callbacks.callbacks import RLlibCallback
 from ray.rllib.env.single_agent_episode import SingleAgentEpisode
+from ray.rllib.utils.metrics import NUM_ENV_STEPS_SAMPLED_LIFETIME
 
 from rllib_dreamer.dreamer_env_runner import DreamerEnvRunner, RecordingEnvRunner
 from rllib_dreamer.envs import checked_creator, register_env, wrappers
@@ -288,6 +289,44 @@ def test_every_env_of_every_runner_starts_from_a_seed_of_its_own() -> None:
             twin.stop()
     assert len(set(seen)) == len(seen) == 24
     assert 0 <= min(seen) and max(seen) <= 2**31
+
+
+def test_a_resumed_runner_begins_with_other_episodes_and_an_evaluation_with_the_same() -> None:
+    config = tiny.tiny_config("CartPole-v1").debugging(seed=3)
+    evaluation = config.copy()
+    evaluation.in_evaluation = True
+    for of, alike in ((config, False), (evaluation, True)):
+        first, later = (DreamerEnvRunner(config=of, worker_index=1) for _ in range(2))
+        later.set_state({NUM_ENV_STEPS_SAMPLED_LIFETIME: 1000})
+        assert (start_seeds(first) == start_seeds(later)) is alike
+        first.stop()
+        later.stop()
+
+
+class HalfOfSeeds(tiny.CountingEnv):
+    """Fails from half of all seeds, in `reset` or in each `step`."""
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        super().__init__(config)
+        self.where, self.fails = config["fails"], ""
+
+    def reset(self, *, seed: int | None = None, options: dict | None = None) -> Any:
+        self.fails = self.where if seed is not None and seed % 2 else ""
+        assert self.fails != "reset"
+        return super().reset(seed=seed, options=options)
+
+    def step(self, action: Any) -> Any:
+        assert self.fails != "step"
+        return super().step(action)
+
+
+@pytest.mark.parametrize("at", ["reset", "step"])
+def test_an_env_that_fails_from_a_seed_gets_another_one(runner_of: Any, at: str) -> None:
+    for seed in range(4):
+        config = tiny.tiny_config(HalfOfSeeds, fails=at, length=50).debugging(seed=seed)
+        config.fault_tolerance(restart_failed_sub_environments=True)
+        (episode,) = runner_of(config).sample(num_timesteps=3)
+        assert len(episode) == 3
 
 
 def test_options_of_a_gymnasium_id_need_no_registration(runner_of: Any) -> None:

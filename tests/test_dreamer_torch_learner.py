@@ -25,7 +25,7 @@ from rllib_dreamer.learner_calls import update_learners
 from rllib_dreamer.model import ops
 from rllib_dreamer.model.agent import Agent
 from rllib_dreamer.model.distributions import FixedNoise
-from rllib_dreamer.model.optim import LaProp
+from rllib_dreamer.model.optim import FLUSHED_EPS, OFFICIAL_EPS, LaProp
 from rllib_dreamer.part_rates import PARTS
 
 Batch = dict[str, np.ndarray]
@@ -195,6 +195,20 @@ def test_an_actor_that_does_not_train_stays_as_it_is(tmp_path: Any) -> None:
         for part in ("world.encoder", "behavior.critic", "behavior.slow_critic"):
             for key, value in frozen(algo, part).items():
                 assert (value != before[key]).any(), key
+
+
+def test_a_learner_on_a_cpu_flushes_denormals_and_has_the_eps_for_that(tmp_path: Any) -> None:
+    with built(tiny_config()) as algo:
+        groups = [o.param_groups[0] for o in learner_of(algo)._named_optimizers.values()]
+        assert (torch.full((1,), 1e-30) * 1e-10).item() == 0.0
+        assert [group["eps"] for group in groups] == [FLUSHED_EPS] * 3
+        for group in groups:
+            group["eps"] = OFFICIAL_EPS  # as on a GPU
+        path = algo.save_to_path(tmp_path / "c")
+    with built(tiny_config()) as algo:
+        algo.restore_from_path(path)
+        groups = [o.param_groups[0] for o in learner_of(algo)._named_optimizers.values()]
+        assert [group["eps"] for group in groups] == [FLUSHED_EPS] * 3
 
 
 def test_a_critic_that_does_not_train_stays_as_it_is() -> None:

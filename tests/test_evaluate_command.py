@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import errno
 import json
 import os
@@ -23,7 +24,9 @@ from rllib_dreamer.cli import app as cli_app
 from rllib_dreamer.cli.evaluate import environment, summary_lines
 from rllib_dreamer.evaluation.environments import build_env
 from rllib_dreamer.evaluation.episodes import Rules
+from rllib_dreamer.evaluation.page import evaluation_page
 from rllib_dreamer.evaluation.run import evaluate, write_results
+from rllib_dreamer.evaluation.statistics import summarize_episodes
 from rllib_dreamer.evaluation.world_model import CONTEXT
 from rllib_dreamer.policy.policy import DreamerPolicy
 
@@ -232,6 +235,7 @@ class TestCommand:
             (["{saved}", "--episodes", "0"], "--episodes"),
             (["{saved}", "--device", "gpu"], "--device: got 'gpu'; must be cpu or cuda"),
             (["{saved}", "--save-dir", "{saved}/manifest.json"], "--save-dir: "),
+            (["{saved}", "--save-dir", "/proc"], "--save-dir: /proc: "),
         ],
     )
     def test_mistakes_take_one_line(
@@ -266,6 +270,40 @@ class TestCommand:
         lines = capsys.readouterr().err.strip().splitlines()
         assert ended.value.code == 1
         assert len(lines) == 1 and f"raised in {at}()" in lines[0] and "no OpenGL" in lines[0]
+
+    def test_an_env_that_cannot_be_built_takes_one_line(
+        self, saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        (tmp_path / "own.py").write_text(
+            "from ray import tune\nfrom walking import Walk\n"
+            "tune.register_env('keyless', lambda config: Walk({'length': config['gone']}))\n"
+        )
+        words = ["--env", "keyless", "--file", str(tmp_path / "own.py")]
+        line = fails(capsys, "evaluate", str(saved), *words)
+        assert "the environment 'keyless' cannot be built: KeyError: 'gone'" in line
+
+    def test_episodes_without_end_are_pointed_out(
+        self,
+        saved: Path,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str],
+    ) -> None:
+        monkeypatch.setattr("rllib_dreamer.cli.evaluate.LONG_EPISODES", 3)
+        words = ["evaluate", str(saved), "--episodes", "1", "--save-dir", str(tmp_path)]
+        for steps, told in ((5, 1), (2, 0)):
+            with pytest.raises(SystemExit):
+                cli.main([*words, "--max-steps", str(steps)])
+            assert capsys.readouterr().out.count("no episode has ended yet: --max-steps") == told
+
+    def test_returns_of_sparse_tasks_keep_their_digits(self) -> None:
+        found = evaluate(make_policy(), Walk, episodes=1, rules=Rules(max_steps=2, draw=False))
+        for value, text in ((0.9634, "0.963"), (52.34, "52.3")):
+            summary = summarize_episodes([value] * 4, [2] * 4)
+            known = dataclasses.replace(found, summary=summary)
+            assert f"IQM         {text}, 95 % interval {text} to {text}" in summary_lines(known)
+            shown = evaluation_page(known).numbers[0]
+            assert shown.value == text
 
     def test_a_broken_file_is_named(
         self, saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -117,6 +117,15 @@ def test_labels_pool_runs_and_environments_part_them(tmp_path: Path) -> None:
     assert labels == ["one=1", "two", "two"]
 
 
+def test_only_a_label_puts_runs_of_the_same_name_together(tmp_path: Path) -> None:
+    a = write_trial(tmp_path / "fast" / "seed_0", straight(1.0))
+    b = write_trial(tmp_path / "slow" / "seed_0", straight(1.0))
+    found = curves.read_curves([str(a), str(b), f"{a}/"])
+    assert [(curve.label, len(curve.trials)) for curve in found] == [(str(a), 1), (str(b), 1)]
+    (found,) = curves.read_curves([f"seed_0={a}", f"seed_0={b}"])
+    assert len(found.trials) == 2
+
+
 def test_settings_part_the_trials_of_a_search(tmp_path: Path) -> None:
     for number, (lr, seed) in enumerate([(1e-4, 0), (1e-4, 1), (1e-2, 0)]):
         folder = write_trial(tmp_path / "run" / str(number), straight(1.0))
@@ -203,13 +212,26 @@ def test_drawn_lines_hold_the_data(tmp_path: Path) -> None:
     plots.draw_learning_curves(axes[0, 0], group, reference, "env_steps")
     lines = {line.get_label(): line for line in axes[0, 0].lines}
     np.testing.assert_allclose(lines["run (2 seeds)"].get_ydata()[-1], 100_000)
-    official = lines["official (10 seeds)"].get_ydata()
-    np.testing.assert_allclose(official, reference.episode_return.mean(0))
+    official = lines["official (10 seeds)"]
+    assert official.get_xdata()[-1] == axes[0, 0].get_xlim()[1]  # what lies beyond scales nothing
+    shown = len(official.get_xdata()) - 1
+    np.testing.assert_allclose(official.get_ydata()[:-1], reference.episode_return.mean(0)[:shown])
+    assert official.get_ydata()[-1] == pytest.approx(reference.mean_at(official.get_xdata()[-1]))
     plots.draw_learning_curves(axes[0, 1], group, reference, "hours")
     assert axes[0, 1].lines[0].get_label() == "official at 1M env steps"
     assert axes[0, 1].get_xlim() == pytest.approx((0, 1.03))
     with pytest.raises(ValueError, match="x_axis: got 'days'"):
         plots.draw_learning_curves(axes[0, 0], group, None, "days")
+
+
+def test_many_curves_can_be_told_apart() -> None:
+    points = np.array([1.0, 2.0])
+    trial = curves.Trial("t", "e", points, points, points)
+    many = [curves.Curve(str(number), "e", [trial]) for number in range(14)]
+    _, axes = plots.new_figure()
+    plots.draw_learning_curves(axes[0, 0], many, None, "hours")
+    means = [line for line in axes[0, 0].lines if line.get_linewidth() == 2]
+    assert len({(line.get_color(), line.get_linestyle()) for line in means}) == len(means) == 14
 
 
 def command() -> typer.Typer:

@@ -47,7 +47,7 @@ LEAVES |= {BASE}
 # Modules in several files, whose parts may import one another (`replay_streams` is a part of
 # `replay`), and what else each may import.
 GROUPS = {
-    "replay": {"spaces"},
+    "replay": {"box_checks", "spaces"},
     "envs": {"box_checks", "spaces"},
     "policy": {
         *("box_checks", "checkpoint", "dreamer", "dreamer_torch_rl_module", "hardware"),

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from rllib_dreamer.model.optim import Adam, LaProp, clip_by_parameter_norm
+from rllib_dreamer.model.optim import FLUSHED_EPS, Adam, LaProp, clip_by_parameter_norm
 
 # The official optimizer also has linear and cosine schedules, which DreamerV3 does not use.
 VARIANTS = ("default", "warmup", "decay")
@@ -130,6 +130,23 @@ def test_a_resumed_run_equals_an_unbroken_one() -> None:
     resumed.load_state_dict(copy.deepcopy(optimizer.state_dict()))
     go_on(second, resumed, grads[3:])
     assert torch.equal(second, unbroken)
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_no_step_gets_long_where_denormals_are_flushed(fused: bool) -> None:
+    """The squares of such gradients are zero then."""
+    assert torch.set_flush_denormal(True)
+    try:
+        for size, expected in ((1e-16, 0.97), (3e-18, 1.0), (1e-18, 0.33), (1e-19, 0.033)):
+            param = torch.full((4,), 1e3)
+            optimizer = LaProp([param], lr=0.1, warmup=0, eps=FLUSHED_EPS, fused=fused)
+            for _ in range(30):
+                param.grad = torch.full_like(param, size)
+                optimizer.step()
+            length = float(optimizer.update_norm()) / 2.0 / 0.1
+            assert length == pytest.approx(expected, rel=0.02)
+    finally:
+        torch.set_flush_denormal(False)
 
 
 @pytest.mark.parametrize("bad", [{"lr": -1.0}, {"agc": 0.0}, {"warmup": -1}])

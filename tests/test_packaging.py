@@ -10,6 +10,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -133,6 +134,20 @@ def test_constraints_pin_everything_that_is_declared() -> None:
     assert names - {"rllib-dreamer", "tomli"} <= constraints().keys()
     assert constraints()["torch"] == "2.13.0"
     assert constraints()["mujoco"] == "3.8.1"
+
+
+def test_a_pin_without_a_marker_allows_every_python_that_is_declared() -> None:
+    specifiers = importlib.import_module("packaging.specifiers")
+    oldest = pyproject()["project"]["requires-python"].removeprefix(">=")
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    unmarked = [line.partition("==")[0] for line in lines if "==" in line and ";" not in line]
+    checked = 0
+    for name in (name for name in unmarked if "#" not in name):
+        with suppress(importlib.metadata.PackageNotFoundError):
+            needs = importlib.metadata.metadata(name)["Requires-Python"] or ""
+            assert specifiers.SpecifierSet(needs).contains(oldest), (name, needs)
+            checked += 1
+    assert checked > 40
 
 
 def test_constraints_are_within_the_declared_bounds() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import os
 import pickle
 import shutil
 import subprocess
@@ -333,6 +334,20 @@ class TestCheckpoints:
         assert last.about["checkpoint"] == "checkpoint_000002"
         assert find_checkpoint(tmp_path, "best").name == "checkpoint_000001"
         assert find_checkpoint(tmp_path, "last").name == "checkpoint_000002"
+
+    def test_goes_by_numbers_within_a_trial_as_a_copy_has_other_times(
+        self, copy: Path, tmp_path: Path
+    ) -> None:
+        for trial, newest in (("first", 100), ("second", 200)):
+            for number in range(3):
+                folder = tmp_path / trial / f"checkpoint_{number:06d}"
+                shutil.copytree(copy, folder)
+                time = newest - number
+                os.utime(folder / checkpoint.MANIFEST, (time, time))
+        assert find_checkpoint(tmp_path / "first", "last").name == "checkpoint_000002"
+        assert find_checkpoint(tmp_path / "first", "best").name == "checkpoint_000002"
+        shutil.rmtree(copy)
+        assert find_checkpoint(tmp_path, "last").parent.name == "second"
 
     def test_takes_scores_from_the_results_where_nothing_is_marked(
         self, copy: Path, tmp_path: Path

@@ -163,6 +163,20 @@ def test_disk_survives_a_restart_without_being_copied(tmp_path: Path) -> None:
         assert_equal(batch, again.sample())
 
 
+def test_a_new_run_in_a_used_directory_can_go_back_to_its_beginning(tmp_path: Path) -> None:
+    earlier, _ = busy(tmp_path / "steps")
+    earlier.close()
+    replay = make(capacity=120, directory=tmp_path / "steps")
+    replay.save(tmp_path / "empty")
+    env = Env()
+    replay.add([env.run(20)])
+    replay.load(tmp_path / "empty")
+    assert len(replay) == 0
+    replay.add([Env().run(5)])
+    assert len(replay) == 5
+    replay.close()
+
+
 def test_disk_drops_what_was_overwritten_after_the_checkpoint(tmp_path: Path) -> None:
     disk, envs = busy(tmp_path / "replay")
     disk.save(tmp_path / "checkpoint")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 from ray.rllib.env.single_agent_episode import SingleAgentEpisode
-from replay_episodes import OBS, D, Env, S, assert_equal, make, steps_of
+from replay_episodes import ACT, OBS, D, Env, S, assert_equal, make, steps_of
 from tiny import assert_same
 
 from rllib_dreamer.replay import Replay
@@ -140,6 +140,18 @@ def test_refuses_an_observation_that_is_not_finite(value: float) -> None:
     with pytest.raises(ValueError, match=rf"'obs/vector' has {value} at env step 5 .* -inf"):
         replay.add([chunk])
     assert_same(replay.get_state(), before)
+
+
+def test_a_value_is_missing_only_where_the_space_says_so() -> None:
+    chunk = Env().run(3)
+    chunk.observations.data[chunk.observations.lookback + 1, 1] = -np.inf
+    bounded = spaces.Box(np.array([-np.inf, 0.0], np.float32), np.inf)
+    layout = step_layout(bounded, ACT, deter=D, stoch=S)
+    with pytest.raises(ValueError, match="'obs/vector' has -inf at env step 1"):
+        episode_steps(chunk, bounded, ACT, layout)
+    chunk.observations.data[chunk.observations.lookback + 1] = (-np.inf, 3e38)
+    chunk.observations.data[chunk.observations.lookback + 2] = 3e38  # a sum that overflows
+    assert episode_steps(chunk, bounded, ACT, layout)["obs/vector"][1, 0] == -np.inf
 
 
 def test_a_missing_value_is_kept() -> None:

@@ -252,15 +252,27 @@ def test_rows_are_replaced_and_keep_the_order_of_the_experiments(tmp_path: Path)
     assert text.startswith("before\n\n") and text.endswith("\n\nafter\n")
 
 
+def test_the_table_says_what_is_on_record() -> None:
+    page, expected = (ROOT / "docs" / "results.md").read_text(), []
+    for name, experiment in EXPERIMENTS.items():
+        record = ROOT / "results" / name / "summary.json"
+        if record.is_file():
+            summary = json.loads(record.read_text())
+            expected += reproduce_results.table_rows(name, experiment, summary)
+    assert [line for line in page.splitlines() if line.startswith("| [")] == expected
+
+
 @pytest.mark.parametrize(
-    ("value", "text"), [(500.0, "500.0"), (-21.04, "-21.0"), (0.9631, "0.963")]
+    ("value", "text", "half"),
+    [(500.0, "500.0", "250.0"), (-21.04, "-21.0", "-10.5"), (0.9631, "0.963", "0.482")],
 )
-def test_returns_of_sparse_tasks_keep_their_digits(value: float, text: str) -> None:
+def test_returns_of_sparse_tasks_keep_their_digits(value: float, text: str, half: str) -> None:
     measured = {
         **{"stop": {"agent_steps": 10}, "return": value, "interval": [value, value]},
         "seeds": [
             {
                 **{"env_steps": 10, "return": value, "training_return": value / 2},
+                "episode_returns": [value],
                 **{"hours": 1.0, "cpu_hours": 1.0},
                 "stretches": [{"hardware": "CPU", "commit": "abc"}],
             }
@@ -268,8 +280,7 @@ def test_returns_of_sparse_tasks_keep_their_digits(value: float, text: str) -> N
     }
     experiment = reproduce_results.Experiment(file="x.py", protocol="P", seeds=(0,), stops=())
     (row,) = reproduce_results.table_rows("x", experiment, {"env": "x", "stops": [measured]})
-    training = reproduce_results._number(value / 2)
-    assert f"| {text}, {text} to {text} | {text} | {training} | - |" in row
+    assert f"| {text}, {text} to {text} | {text} | {half} | - |" in row
 
 
 def test_a_page_without_a_place_for_the_table_is_refused(tmp_path: Path) -> None:
@@ -282,9 +293,9 @@ def test_a_page_without_a_place_for_the_table_is_refused(tmp_path: Path) -> None
 def test_the_published_return_stands_beside_ours() -> None:
     reference = reproduce_results.published(EXPERIMENTS["walker_vision_cpu"], "dmc/walker-walk")
     assert reference is not None
-    at_end = reproduce_results._published_return(reference, float(reference.env_steps[-1]))
-    assert float(at_end) == pytest.approx(np.nanmean(reference.episode_return[:, -1]), abs=0.1)
-    assert reproduce_results._published_return(reference, 1.0) == "-"
+    at_end = reference.mean_at(float(reference.env_steps[-1]))
+    assert at_end == pytest.approx(np.nanmean(reference.episode_return[:, -1]))
+    assert np.isnan(reference.mean_at(1.0))
 
 
 def test_curves_are_drawn_from_their_files(tmp_path: Path) -> None:
@@ -292,8 +303,10 @@ def test_curves_are_drawn_from_their_files(tmp_path: Path) -> None:
     for name in ("ablation_none", "ablation_bfloat16"):
         folder = tmp_path / name
         folder.mkdir()
-        (folder / "summary.json").write_text('{"env": "CartPole-v1"}')
-        for seed in (0, 1):
+        seeds = [{"seed": 0}, {"seed": 1}]  # 2 is of a clone
+        summary = {"env": "CartPole-v1", "stops": [{"seeds": seeds}]}
+        (folder / "summary.json").write_text(json.dumps(summary))
+        for seed in (0, 1, 2):
             points = np.array([10.0, 20.0]), np.array([0.1, 0.2]), np.array([1.0, 2.0 + seed])
             trial = Trial("trial", "CartPole-v1", *points)
             reproduce_results.write_curve(folder / f"seed_{seed}.csv", trial)

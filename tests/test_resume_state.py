@@ -38,6 +38,7 @@ def experiment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         errors: tuple[()] = ()
 
     monkeypatch.setattr(train, "ray_session", no_session)
+    monkeypatch.setattr(train, "lacking_resources", lambda config: None)
     monkeypatch.setattr(train.tune, "run", lambda *args, **kwargs: None)
     monkeypatch.setattr(train, "ResultGrid", lambda analysis: Results())
     register_trainable("PPO", PPO)
@@ -99,6 +100,34 @@ def test_the_limit_holds_from_the_next_checkpoint_on(experiment: Path) -> None:
     checkpoint = Checkpoint.from_directory(str(folder))
     manager.register_checkpoint(_TrainingResult(checkpoint, {SCORE: 7.0}))
     assert kept(experiment) == [0, 3, 4]
+
+
+def test_a_checkpoint_that_is_named_is_where_its_trial_goes_on(
+    experiment: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert resume(experiment / "trial" / "checkpoint_000001") == 0
+    assert "resuming after iteration 2\n" in capsys.readouterr().out
+    assert kept(experiment) == [0, 1, 2, 3]
+    found = mended(experiment)
+    assert found.run_metadata.checkpoint_manager.latest_checkpoint_result.metrics[SCORE] == 1.0
+    assert found.storage.current_checkpoint_index == 3  # the next one is the fourth
+
+
+def test_a_checkpoint_that_is_named_has_to_be_whole(
+    experiment: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (experiment / "trial" / "checkpoint_000003" / ".metadata.json").unlink()
+    assert resume(experiment / "trial" / "checkpoint_000003") == 2
+    assert "checkpoint_000003 is not complete" in capsys.readouterr().err
+    assert kept(experiment) == [0, 1, 2, 3]
+
+
+def test_a_cluster_that_is_too_small_is_told(
+    experiment: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(train, "lacking_resources", lambda config: "needs 4 GPUs")
+    assert resume(experiment) == 0
+    assert "waiting for the cluster to grow: needs 4 GPUs\n" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -44,7 +44,7 @@ def test_recurrent_cell_is_the_official_one(units: dict[str, Tensor]) -> None:
             block.bias.copy_(units[f"gru/param/dyn/{name}/bias"])
         rssm.cell_norm.scale.copy_(units["gru/param/dyn/dynhid0norm/scale"])
     state = State(units["gru/deter"], units["gru/stoch"])
-    ours = rssm.cell(state, rssm.embed_action(units["gru/action"]))
+    ours = rssm.cell(state, rssm.prepare_action(units["gru/action"]))
     assert relative_error(ours, units["gru/out"]) < 1e-5
 
 
@@ -115,7 +115,7 @@ def test_filtering_is_the_step_repeated(rssm: RSSM, inputs: Inputs) -> None:
     """Step t uses the previous action and the tokens of t."""
     posterior, state = observe(rssm, inputs), inputs.state
     for t in range(T):
-        action = rssm.embed_action(inputs.action[:, t])
+        action = rssm.prepare_action(inputs.action[:, t])
         state, index, logits = rssm.observe_step(state, action, inputs.tokens[:, t], None)
         torch.testing.assert_close(posterior.deter[:, t], state.deter)
         torch.testing.assert_close(posterior.logits[:, t], logits)
@@ -173,11 +173,11 @@ def test_no_step_sees_the_future(rssm: RSSM, inputs: Inputs) -> None:
 def test_actions_beyond_one_are_scaled_back(rssm: RSSM) -> None:
     action = torch.tensor([[2.0, -4.0, 0.5, -1.0, 1.0]])
     inside = torch.tensor([[1.0, -1.0, 0.5, -1.0, 1.0]])
-    torch.testing.assert_close(rssm.embed_action(action), rssm.embed_action(inside))
+    torch.testing.assert_close(rssm.prepare_action(action), rssm.prepare_action(inside))
     action.requires_grad_()
-    rssm.embed_action(action).sum().backward()
+    rssm.prepare_action(action).sum().backward()
     unit = inside.clone().requires_grad_()
-    rssm.embed_action(unit).sum().backward()
+    rssm.prepare_action(unit).sum().backward()
     expected = unit.grad / torch.tensor([[2.0, 4.0, 1.0, 1.0, 1.0]])
     torch.testing.assert_close(action.grad, expected)  # the divisor has no gradient
 
@@ -186,7 +186,7 @@ def test_imagination_samples_the_prior(rssm: RSSM) -> None:
     torch.manual_seed(0)
     n = 20_000
     state, action = rssm.initial(1), torch.zeros(1, A)
-    deter = rssm.cell(state, rssm.embed_action(action))
+    deter = rssm.cell(state, rssm.prepare_action(action))
     probs = ops.unimix_log_probs(rssm.prior_logits(deter), CONFIG.unimix).exp()[0]
     many = State(*(x.expand(n, *x.shape[1:]) for x in state))
     uniform = RandomNoise().uniform((n, CONFIG.stoch), torch.device("cpu"))

@@ -13,6 +13,7 @@ Time: not measured.
 import torch
 
 from rllib_dreamer import DreamerConfig
+from rllib_dreamer.hardware import available_cpus
 
 config = (
     DreamerConfig()
@@ -31,7 +32,7 @@ config = (
 )
 
 if torch.cuda.is_available():
-    config.env_runners(num_env_runners=4, num_envs_per_env_runner=1)
+    config.env_runners(num_env_runners=min(4, available_cpus() - 1), num_envs_per_env_runner=1)
     config.learners(num_learners=0, num_gpus_per_learner=1)
 else:
     config.training(model_size="1M", training_ratio=64, batch_size_B=8)

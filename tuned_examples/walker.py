@@ -17,6 +17,7 @@ Time: docs/results.md, with the hardware.
 import torch
 
 from rllib_dreamer import DreamerConfig
+from rllib_dreamer.hardware import available_cpus
 
 config = (
     DreamerConfig()
@@ -27,7 +28,7 @@ config = (
 
 if torch.cuda.is_available():
     config.training(model_size="12M", training_ratio=256)
-    config.env_runners(num_env_runners=4, num_envs_per_env_runner=4)
+    config.env_runners(num_env_runners=min(4, available_cpus() - 1), num_envs_per_env_runner=4)
     config.learners(num_learners=0, num_gpus_per_learner=1)
 else:
     config.training(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +24,9 @@ from rllib_dreamer.evaluation.run import Evaluation, evaluate, write_results
 from rllib_dreamer.policy.checkpoint_reader import DEFAULT_STORAGE, find_checkpoint
 from rllib_dreamer.policy.export import is_exported
 from rllib_dreamer.policy.policy import DreamerPolicy
+
+#: Agent steps, of all environments together, without the end of an episode that look like no end.
+LONG_EPISODES = 40_000
 
 
 def evaluate_command(
@@ -112,10 +116,12 @@ def _make(folder: Path | None) -> Path:
     try:
         if folder is None:
             return make_dated_folder(Path("evaluations"))
+        folder = folder.expanduser()
         folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return folder  # as it can be written to
     except OSError as error:
-        raise CommandError(f"--save-dir: {error}") from error
-    return folder
+        raise CommandError(f"--save-dir: {folder}: {error.strerror}") from error
 
 
 def parse_env_config(text: str | None) -> dict[str, Any]:
@@ -136,11 +142,12 @@ def parse_env_config(text: str | None) -> dict[str, Any]:
 def summary_lines(evaluation: Evaluation) -> list[str]:
     """What the screen shows at the end."""
     returns, lengths = evaluation.summary
+    mean, std, median, low, high, iqm, iqm_low, iqm_high = (
+        f"{value:.{returns.decimals}f}" for value in returns[1:]
+    )
     lines = [
-        f"return      {returns.mean:.1f} ± {returns.std:.1f}, median {returns.median:.1f}, "
-        f"{returns.min:.1f} to {returns.max:.1f}",
-        f"IQM         {returns.iqm:.1f}, 95 % interval {returns.iqm_low:.1f} to "
-        f"{returns.iqm_high:.1f}",
+        f"return      {mean} ± {std}, median {median}, {low} to {high}",
+        f"IQM         {iqm}, 95 % interval {iqm_low} to {iqm_high}",
         f"length      {lengths.mean:.1f} agent steps, {lengths.mean * evaluation.repeat:.1f} env "
         "steps",
     ]
@@ -204,6 +211,13 @@ def _play(
     )
     with Progress(*columns, console=console) as bar:
         task = bar.add_task("playing", total=episodes, steps=0)
+
+        def show(done: int, steps: int) -> None:
+            what = "playing" if done < episodes else "measuring"
+            bar.update(task, completed=done, steps=steps, description=what)
+            if done == 0 and steps == LONG_EPISODES:
+                _show(bar.console, "no episode has ended yet: --max-steps N would cut them off")
+
         return evaluate(
             policy,
             env,
@@ -211,10 +225,5 @@ def _play(
             episodes=episodes,
             num_envs=num_envs,
             rules=rules,
-            on_progress=lambda done, steps: bar.update(
-                task,
-                completed=done,
-                steps=steps,
-                description="playing" if done < episodes else "measuring",
-            ),
+            on_progress=show,
         )

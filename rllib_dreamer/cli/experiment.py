@@ -142,6 +142,10 @@ def _finished(
         if not shares_options(options.env, config.env):
             config.env_config = {}  # its keys mean nothing to another kind of env
         config.environment(env=options.env)
+    if options.stop is not None and options.steps is not None:
+        raise CommandError("--steps is short for a --stop: give one of them")
+    if options.steps is not None:
+        limits = {"env_steps": options.steps}
     if options.stop is not None:
         limits = parse_stop(options.stop)
     if options.learners is not None:

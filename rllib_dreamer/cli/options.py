@@ -36,6 +36,15 @@ class TrainOptions:
             rich_help_panel=_RUN,
         ),
     ] = None
+    steps: Annotated[
+        int | None,
+        typer.Option(
+            "--steps",
+            min=1,
+            help="""Env steps at which to stop, short for --stop '{"env_steps": N}'.""",
+            rich_help_panel=_RUN,
+        ),
+    ] = None
     set: Annotated[
         list[str],
         typer.Option(

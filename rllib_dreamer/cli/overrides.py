@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import ast
 import json
+import math
 from collections.abc import Iterable, Mapping
-from numbers import Number
+from numbers import Number, Real
 from typing import Any
 
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
@@ -89,7 +90,8 @@ def check_stop(stop: Any, source: str) -> dict[str, float]:
             """write for example {"env_steps": 500000}"""
         )
     for name, limit in stop.items():
-        if not isinstance(name, str) or isinstance(limit, bool) or not isinstance(limit, Number):
+        number = isinstance(limit, Real) and not isinstance(limit, bool)
+        if not isinstance(name, str) or not number or math.isnan(limit):
             raise CommandError(f"{source}: the limit of {name!r} must be a number, got {limit!r}")
         near = did_you_mean(name, STOP_ALIASES, cutoff=0.75)
         if near and "/" not in name and name not in STOP_ALIASES:

@@ -11,6 +11,7 @@ import typer
 
 from rllib_dreamer.cli.errors import CommandError
 from rllib_dreamer.evaluation import curves, plots, report
+from rllib_dreamer.evaluation.statistics import decimals
 
 _CAPTION = (
     "Thin lines are seeds, the thick line is their mean, the band reaches from the lowest to the "
@@ -150,13 +151,17 @@ def _row(curve: curves.Curve, reference: curves.Reference | None) -> list[str]:
     steps, hours = (curves.average(curve.trials, axis) for axis in ("env_steps", "hours"))
     seeds = len(curve.trials)
     shared = bool(steps.x.size and hours.x.size)  # else no point is covered by all seeds
-    row = [curve.label, f"{steps.mean[-1]:.1f}" if shared else _BLANK]
+    places = decimals(np.concatenate([trial.episode_return for trial in curve.trials]))
+
+    def shown(value: float) -> str:
+        return _BLANK if np.isnan(value) else f"{value:.{places}f}"
+
+    row = [curve.label, shown(steps.mean[-1]) if shared else _BLANK]
     spread = shared and seeds > 1
-    row += [f"{steps.low[-1]:.1f} to {steps.high[-1]:.1f}" if spread else _BLANK]
+    row += [f"{shown(steps.low[-1])} to {shown(steps.high[-1])}" if spread else _BLANK]
     if reference is not None:
-        line = reference.band()
-        there = np.interp(steps.x[-1:], line.x, line.mean, left=np.nan, right=np.nan)
-        row += [_BLANK if np.isnan(there).all() else f"{there[0]:.1f}", f"{line.mean[-1]:.1f}"]
+        there = reference.mean_at(steps.x[-1]) if shared else np.nan
+        row += [shown(there), shown(reference.band().mean[-1])]
     row += [f"{steps.x[-1]:,.0f}", f"{hours.x[-1]:.2f}"] if shared else [_BLANK, _BLANK]
     return [*row, str(seeds)]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,7 +14,7 @@ from ray.exceptions import RayError
 from ray.tune import Callback
 from ray.tune.experiment import Trial
 from ray.tune.utils import flatten_dict
-from rich.console import Console
+from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
 
@@ -212,7 +213,7 @@ class ProgressDisplay(Callback):
         if self.live is None:
             self.live = Live(console=self.console, auto_refresh=False, transient=False)
             self.live.start()
-        self.live.update(as_table(self.views), refresh=True)
+        self.live.update(as_table(self.views, self.console), refresh=True)
 
     def _print(self, text: str) -> None:
         self.console.print(text, markup=False, highlight=False, soft_wrap=True)
@@ -223,19 +224,29 @@ def as_line(cells: list[Cell]) -> str:
     return "  ".join(f"{cell.heading} {cell.text}" for cell in cells)
 
 
-def as_table(views: Mapping[str, TrialView]) -> Table:
-    """Puts the trials into a compact table, one row each."""
+def as_table(views: Mapping[str, TrialView], console: Console) -> Table | Group:
+    """Puts the trials into a table, one row each; losses go below where the screen is narrow."""
+    rows = {name: dict(view.cells()) for name, view in views.items()}
+    headings = list(dict.fromkeys(heading for texts in rows.values() for heading in texts))
+    headings.sort(key=lambda heading: heading == "left")
+    table = _table(rows, headings)
+    unlimited = console.options.update(max_width=sys.maxsize)
+    if console.measure(table, options=unlimited).maximum <= console.width:
+        return table
+    losses = [heading for heading in headings if heading in (*_LOSSES, *_OTHER_LOSSES)]
+    others = [heading for heading in headings if heading not in losses]
+    return Group(*(_table(rows, part) for part in (others, losses) if part))
+
+
+def _table(rows: Mapping[str, Mapping[str, str]], headings: list[str]) -> Table:
+    """Puts texts by trial and heading into a table."""
     table = Table(box=None, pad_edge=False, header_style="dim")
-    several = len(views) > 1
+    several = len(rows) > 1
     if several:
         table.add_column("trial")
-    rows = {name: view.cells() for name, view in views.items()}
-    headings = list(dict.fromkeys(cell.heading for cells in rows.values() for cell in cells))
-    headings.sort(key=lambda heading: heading == "left")
     for heading in headings:
         table.add_column(heading, justify="right", no_wrap=True)
-    for name, cells in rows.items():
-        texts = dict(cells)
+    for name, texts in rows.items():
         values = [texts.get(heading, ABSENT) for heading in headings]
         table.add_row(*([name[-5:]] if several else []), *values)
     return table
@@ -272,8 +283,8 @@ def _count(value: float | None) -> str:
 
 
 def _duration(seconds: float | None) -> str:
-    """Hours, minutes and seconds; a dash if unknown."""
-    if seconds is None:
+    """Hours, minutes and seconds; a dash if unknown or without end."""
+    if seconds is None or math.isinf(seconds):
         return ABSENT
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)

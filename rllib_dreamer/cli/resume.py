@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
+import math
 import re
 import shutil
 from collections.abc import Mapping
@@ -96,6 +97,7 @@ def mend_experiment(
     max_failures: int,
     *,
     keeps_limit: bool,
+    start: Path | None = None,
 ) -> Resumed:
     """Brings the state of an experiment into line with its checkpoints and the new settings.
 
@@ -107,14 +109,21 @@ def mend_experiment(
             there stay until the next one is saved.
         max_failures: Restarts that each trial has from now on.
         keeps_limit: Each trial keeps as many checkpoints as before, whatever `saving` says.
+        start: The checkpoint that its trial goes on from; None for the newest. Later ones stay on
+            disk.
 
     Returns:
         The trials.
 
     Raises:
-        CommandError: If no state can be read, or it is of another algorithm or environment;
-            nothing is changed then.
+        CommandError: If no state can be read, it is of another algorithm or environment, or `start`
+            is not complete; nothing is changed then.
     """
+    if start is not None and _mark(start) is None:
+        raise CommandError(
+            f"--resume: {start} is not complete, or was not saved by this command; name another "
+            "checkpoint, or the trial's folder to go on from its newest"
+        )
     file, state = _read_state(folder)
     trials = [_trial(*trial_data) for trial_data in state["trial_data"]]
     settings = config.to_dict()
@@ -124,7 +133,7 @@ def mend_experiment(
         _move_to(trial, folder)
         limit = trial.run_metadata.checkpoint_manager.checkpoint_config.num_to_keep
         own = dataclasses.replace(saving, num_to_keep=limit) if keeps_limit else saving
-        _mend_checkpoints(trial, own)
+        _mend_checkpoints(trial, own, start)
         trial.max_failures = max_failures
         trial.run_metadata.num_failures = 0
         trial.stopping_criterion = {}
@@ -133,6 +142,12 @@ def mend_experiment(
     state["runner_data"] = {key: state["runner_data"][key] for key in _KEPT_OF_THE_RUN}
     write_text(file, json.dumps(state, cls=TuneFunctionEncoder))
     return Resumed([trial.trial_id for trial in trials], [_iteration(trial) for trial in trials])
+
+
+def checkpoint_at(path: str) -> Path | None:
+    """The checkpoint that a path names; None if it names something else."""
+    folder = Path(path).expanduser().resolve()
+    return folder if _CHECKPOINT_FOLDER.fullmatch(folder.name) else None
 
 
 def _trial(trial_json: str, metadata_json: str) -> Trial:
@@ -168,8 +183,11 @@ def _move_to(trial: Trial, folder: Path) -> None:
     trial.set_storage(storage)
 
 
-def _mend_checkpoints(trial: Trial, saving: CheckpointConfig) -> None:
-    """Registers the complete checkpoints on disk with the trial, and removes cut-off ones."""
+def _mend_checkpoints(trial: Trial, saving: CheckpointConfig, start: Path | None) -> None:
+    """Registers the complete checkpoints on disk with the trial, and removes cut-off ones.
+
+    Those after `start` are left alone, if it is one of the trial's.
+    """
     registered = trial.run_metadata.checkpoint_manager
     # Registering removes what is over the limit, so there is none until all are registered.
     manager = _CheckpointManager(dataclasses.replace(saving, num_to_keep=None))
@@ -182,7 +200,8 @@ def _mend_checkpoints(trial: Trial, saving: CheckpointConfig) -> None:
         if latest is not None:
             known[Path(latest.checkpoint.path).name] = latest
         found = _checkpoint_folders(Path(trial.storage.trial_fs_path))
-        _register(manager, found, known)
+        newest = next((index for index, path in found.items() if path == start), math.inf)
+        _register(manager, {i: path for i, path in found.items() if i <= newest}, known)
         trial.storage.current_checkpoint_index = max(found, default=-1)
     manager._checkpoint_config = saving
 

@@ -76,14 +76,14 @@ def prepare(verbose: bool) -> None:
     warnings.filterwarnings("ignore", category=UserWarning, module=r"(ray|gymnasium)(\.|$)")
 
 
-def check_resources(config: AlgorithmConfig) -> None:
-    """Checks that the cluster can hold the run at all; Tune would wait for ever.
+def lacking_resources(config: AlgorithmConfig) -> str | None:
+    """Tells what a run needs and the cluster does not have; Tune waits for it without a word.
 
     Args:
         config: A config without search values.
 
-    Raises:
-        CommandError: If it asks for more CPUs or GPUs than there are.
+    Returns:
+        A sentence with a remedy; None if there are CPUs and GPUs enough.
     """
     assert config.algo_class is not None
     request = config.algo_class.default_resource_request(config)
@@ -92,9 +92,10 @@ def check_resources(config: AlgorithmConfig) -> None:
     for kind in ("CPU", "GPU"):
         wanted, there = required.get(kind, 0), available.get(kind, 0)
         if wanted > there:
-            raise CommandError(
+            return (
                 f"the config needs {wanted:g} {kind}s (driver, env runners, learners), but Ray "
                 f"has {there:g}; lower num_env_runners (now {config.num_env_runners}), "
                 f"num_learners (now {config.num_learners}) or num_gpus_per_learner "
                 f"(now {config.num_gpus_per_learner}) by --set"
             )
+    return None

@@ -34,9 +34,9 @@ from rllib_dreamer.cli.folders import (
 from rllib_dreamer.cli.options import TrainOptions, takes_train_options
 from rllib_dreamer.cli.progress import ProgressDisplay
 from rllib_dreamer.cli.reporter import RunReporter
-from rllib_dreamer.cli.resume import CheckpointMarker, mend_experiment
+from rllib_dreamer.cli.resume import CheckpointMarker, checkpoint_at, mend_experiment
 from rllib_dreamer.cli.search import samples
-from rllib_dreamer.cli.session import check_resources, prepare, ray_session
+from rllib_dreamer.cli.session import lacking_resources, prepare, ray_session
 from rllib_dreamer.cli.stopping import StopCondition, StoppableScheduler, stop_on_signal
 from rllib_dreamer.cli.summary import closing_lines, evaluation_hint
 from rllib_dreamer.policy.checkpoint_reader import DEFAULT_STORAGE
@@ -110,16 +110,19 @@ def _run_in(
     display = ProgressDisplay(console, experiment.limits)
 
     with ray_session(options.ray_address, options.verbose) as local:
-        for sample in samples(config) if local else []:
-            check_resources(sample)
+        lacks = next(filter(None, map(lacking_resources, samples(config))), None)
+        if lacks and local:
+            raise CommandError(lacks)
         _announce(console, experiment, folder)
+        if lacks:
+            _print(console, f"waiting for the cluster to grow: {lacks}")
         with stop_on_signal(condition, lambda: _say_stopping(console)):
             try:
                 results = _run(experiment, options, folder, condition, [display, *loggers])
             finally:
                 display.close()
     lines = [*closing_lines(results), *evaluation_hint(results, experiment)]
-    console.print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)
+    _print(console, *lines)
     _raise_errors(results, folder, options.verbose)
     if condition.requested:
         raise typer.Exit(130)
@@ -170,7 +173,8 @@ def wandb_loggers(options: TrainOptions) -> list[Callback]:
     if options.wandb_key:  # not as an argument: Tune writes those into the experiment's folder
         os.environ["WANDB_API_KEY"] = options.wandb_key
     extra: dict[str, Any] = {"name": options.wandb_run_name} if options.wandb_run_name else {}
-    return [VideoWandbLogger(project=options.wandb_project, **extra)]
+    # A resumed trial has the id that it had: without `resume` W&B would begin its run anew.
+    return [VideoWandbLogger(project=options.wandb_project, resume="allow", **extra)]
 
 
 def _folders(experiment: Experiment, options: TrainOptions) -> list[Path]:
@@ -180,7 +184,10 @@ def _folders(experiment: Experiment, options: TrainOptions) -> list[Path]:
         return find_experiments(options.resume, storage, options.name, _mark(experiment))
     if options.name:
         return [make_folder(storage, options.name)]
-    return [make_dated_folder(storage, f"{experiment.name}_")]
+    try:
+        return [make_dated_folder(storage, f"{experiment.name}_")]
+    except OSError as error:
+        raise CommandError(f"--storage-path: {error.filename}: {error.strerror}") from error
 
 
 def _mark(experiment: Experiment) -> Mark:
@@ -251,9 +258,9 @@ def _resume(
     condition: StopCondition,
     callbacks: list[Callback],
 ) -> ResultGrid:
-    """Goes on from the newest complete checkpoint of each trial, also of finished ones."""
+    """Goes on from the checkpoint named, else from the newest complete one of each trial."""
     algorithm = experiment.config.algo_class
-    assert algorithm is not None
+    assert algorithm is not None and options.resume is not None
     register_trainable(algorithm.__name__, algorithm)
     saving = checkpoint_config(options, experiment.config)
     resumed = mend_experiment(
@@ -262,6 +269,7 @@ def _resume(
         saving,
         options.max_failures,
         keeps_limit=options.keep_checkpoints_num is None,
+        start=checkpoint_at(options.resume),
     )
     steps = ", ".join(f"iteration {number}" for number in resumed.iterations)
     print(f"resuming after {steps}", flush=True)
@@ -291,12 +299,12 @@ def _announce(console: Console, experiment: Experiment, folder: Path) -> None:
     env = config.env if isinstance(config.env, str) else getattr(config.env, "__name__", "env")
     if config.env_config:
         env += " (" + ", ".join(f"{key} {value}" for key, value in config.env_config.items()) + ")"
-    console.print(
-        f"{name} on {env}, {until}\nwritten to {folder}",
-        markup=False,
-        highlight=False,
-        soft_wrap=True,
-    )
+    _print(console, f"{name} on {env}, {until}", f"written to {folder}")
+
+
+def _print(console: Console, *lines: str) -> None:
+    """Prints lines as they are."""
+    console.print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)
 
 
 def _say_stopping(console: Console) -> None:

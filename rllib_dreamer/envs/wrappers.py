@@ -15,15 +15,13 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
-from rllib_dreamer.box_checks import FULL_CHECKS, is_outside, not_finite
+from rllib_dreamer.box_checks import FULL_CHECKS, LARGEST_REWARD, is_outside, not_finite
 from rllib_dreamer.envs.deadline import Deadline, DeadlineExpired
 from rllib_dreamer.envs.success import last_info
 from rllib_dreamer.spaces import flatten, is_image, leaf_spaces
 
 Options = TypeVar("Options")
 StepResult = tuple[Any, float, bool, bool, dict[str, Any]]
-
-_LARGEST_REWARD = float(np.finfo(np.float32).max)
 
 
 class EnvOutputError(ValueError):
@@ -303,7 +301,7 @@ class CheckedEnv(gym.Wrapper, gym.utils.RecordConstructorArgs):
             value = float(reward)
         except (TypeError, ValueError):
             value = math.nan
-        if not abs(value) <= _LARGEST_REWARD:  # also of NaN
+        if not abs(value) <= LARGEST_REWARD:  # also of NaN
             self._fail("reward", f"the reward is {reward!r}; it must be finite (as float32).")
         return value
 

@@ -94,6 +94,11 @@ class Reference(NamedTuple):
             filled.append(np.interp(self.env_steps, x, y, left=math.nan))
         return _band(self.env_steps, np.stack(filled))
 
+    def mean_at(self, env_steps: float) -> float:
+        """The mean over the seeds at a number of env steps, NaN where there is none."""
+        line = self.band()
+        return float(np.interp(env_steps, line.x, line.mean, left=math.nan, right=math.nan))
+
 
 def find_trials(path: Path) -> list[Path]:
     """Finds the folders of trials at or below a path.
@@ -166,9 +171,10 @@ def read_curves(runs: Sequence[str]) -> list[Curve]:
     """Reads runs and groups their trials by label and environment.
 
     Args:
-        runs: each "path" or "label=path"; the label of a bare path is the name of its folder.
-            Trials with the same label and environment are taken as seeds of one curve. Where
-            trials below one path differ in other settings, those are added to the label.
+        runs: each "path" or "label=path"; the label of a bare path is the name of its folder, or
+            all of the path where another has that name. Trials with the same label and environment
+            are taken as seeds of one curve. Where trials below one path differ in other settings,
+            those are added to the label.
 
     Returns:
         The curves, in the order given. Trials without a finished episode are left out.
@@ -177,8 +183,7 @@ def read_curves(runs: Sequence[str]) -> list[Curve]:
         ValueError: if a path holds no results, or no trial has finished an episode.
     """
     groups: dict[tuple[str, str], dict[Path, Trial]] = {}
-    for run in runs:
-        label, path = _split_label(run)
+    for label, path in _labelled(runs):
         folders = find_trials(path)
         for folder, differences in zip(folders, _differences(folders), strict=True):
             trial = read_trial(folder)
@@ -354,13 +359,29 @@ def _action_repeat(env: str, env_config: dict[str, Any]) -> int:
     return action_repeat(env, env_config)
 
 
+def _labelled(runs: Sequence[str]) -> list[tuple[str, Path]]:
+    """The label and the path of each run; only labels that were given put paths together."""
+    split = [_split_label(run) for run in runs]
+    bare: dict[str, set[Path]] = {}
+    for folder in (_folder(path) for label, path in split if not label):
+        bare.setdefault(folder.name, set()).add(folder)
+
+    def name(folder: Path) -> str:
+        return folder.name if len(bare[folder.name]) == 1 else str(folder)
+
+    return [(label or name(_folder(path)), path) for label, path in split]
+
+
+def _folder(path: Path) -> Path:
+    return (path.parent if path.is_file() else path).resolve()
+
+
 def _split_label(run: str) -> tuple[str, Path]:
+    """The label, "" where none is given, and the path."""
     label, equals, path = run.partition("=")
     if equals and label and not Path(run).expanduser().exists():
         return label, Path(path).expanduser()
-    whole = Path(run).expanduser()
-    folder = whole.parent if whole.is_file() else whole
-    return folder.resolve().name, whole
+    return "", Path(run).expanduser()
 
 
 def _reference(task: str, cells: dict[tuple[int, int], float]) -> Reference:

@@ -32,7 +32,8 @@ def build_env(env: EnvSource, env_config: Mapping[str, Any] | None = None) -> gy
         env_config: As in `config.environment(env, env_config=...)`.
 
     Raises:
-        ValueError: If it is unknown, or what it needs is not installed, OpenGL too.
+        ValueError: If it is unknown, what it needs is not installed (OpenGL too), or its code
+            fails.
     """
     register_envs()
     config = dict(env_config or {})
@@ -43,9 +44,14 @@ def build_env(env: EnvSource, env_config: Mapping[str, Any] | None = None) -> gy
         if is_gymnasium_id(creator.env):
             config = _drawn(creator, config)
         return creator(_env_context(config))
-    except (ImportError, RuntimeError, gym.error.Error) as error:
+    except ValueError:
+        raise
+    except Exception as error:  # the code of a user
+        told = isinstance(error, (ImportError, RuntimeError, gym.error.Error))
+        kind = "" if told else f"{type(error).__name__}: "
         name = env if isinstance(env, str) else getattr(env, "__name__", str(env))
-        raise ValueError(f"the environment {name!r} cannot be built: {_line(error)}") from error
+        text = f"the environment {name!r} cannot be built: {kind}{_line(error)}"
+        raise ValueError(text) from error
 
 
 def check_spaces(env: gym.Env, observation_space: gym.Space, action_space: gym.Space) -> None:
@@ -92,8 +98,8 @@ def can_render(env: gym.Env) -> bool:
     env.reset(seed=0)
     try:
         return env.render() is not None
-    except (ImportError, gym.error.Error, RuntimeError):
-        return False  # a missing drawing library must not stop an evaluation without videos
+    except Exception:  # a missing drawing library must not stop an evaluation
+        return False
 
 
 def _env_context(config: dict[str, Any]) -> Any:

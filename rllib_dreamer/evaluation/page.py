@@ -37,15 +37,17 @@ def evaluation_page(evaluation: Evaluation) -> report.Report:
 def _numbers(evaluation: Evaluation) -> list[report.Number]:
     """The headline."""
     returns, lengths = evaluation.summary
-    world = evaluation.world
+    world, places = evaluation.world, returns.decimals
     numbers = [
         report.Number(
-            "Return, mean", f"{returns.mean:.1f}", f"± {returns.std:.1f} (n={returns.n})"
+            "Return, mean",
+            f"{returns.mean:.{places}f}",
+            f"± {returns.std:.{places}f} (n={returns.n})",
         ),
         report.Number(
             "Return, IQM",
-            f"{returns.iqm:.1f}",
-            f"95 % interval {returns.iqm_low:.1f} to {returns.iqm_high:.1f}",
+            f"{returns.iqm:.{places}f}",
+            f"95 % interval {returns.iqm_low:.{places}f} to {returns.iqm_high:.{places}f}",
         ),
         report.Number(
             "Length, mean",
@@ -84,8 +86,10 @@ def _episode_items(evaluation: Evaluation) -> Items:
     returns = [record.total_return for record in evaluation.records]
     picture = plots.to_png(plots.plot_returns(returns, evaluation.summary.returns))
     chosen = evaluation.chosen._asdict()
+    places = evaluation.summary.returns.decimals
     traces = {
-        f"{name} ({returns[i]:.0f})": evaluation.records[i].rewards for name, i in chosen.items()
+        f"{name} ({returns[i]:.{places}f})": evaluation.records[i].rewards
+        for name, i in chosen.items()
     }
     rewards = plots.to_png(plots.plot_reward_traces(traces))
     items: Items = [
@@ -95,11 +99,11 @@ def _episode_items(evaluation: Evaluation) -> Items:
     for name in chosen:
         if name in evaluation.clips:
             record, clip = evaluation.records[chosen[name]], evaluation.clips[name]
-            caption = f"Return {record.total_return:.1f}, {len(record.rewards)} agent steps"
+            caption = f"Return {record.total_return:.{places}f}, {len(record.rewards)} agent steps"
             title = f"{name.capitalize()} episode"
             items.append(report.Video(title, clip.mp4, caption, clip.poster))
     columns = ["", "mean", "std", "median", "min", "max", "IQM", "95 % interval"]
-    rows = [_row("return", evaluation.summary.returns, 1)]
+    rows = [_row("return", evaluation.summary.returns, places)]
     rows.append(_row("length (agent steps)", evaluation.summary.lengths, 0))
     return [*items, report.Table("All episodes", columns, rows, wide=True)]
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from itertools import cycle, product
 from typing import Any
 
 import matplotlib
@@ -24,6 +25,7 @@ from rllib_dreamer.evaluation.statistics import Summary
 
 BLUE, ORANGE, GRAY = "#1f6feb", "#bc4c00", "#6e7781"
 COLORS = (BLUE, "#1a7f37", "#8250df", "#bf3989", "#9a6700", "#0e7490")
+LINE_STYLES = ("-", ":", "-.", (0, (5, 1)), (0, (3, 1, 1, 1, 1, 1)))
 GREEN, RED = "#2ea043", "#da3633"
 PLOT_SIZE = (5.0, 3.4)
 """Width and height of a single plot, in inches."""
@@ -87,7 +89,9 @@ def plot_returns(returns: ArrayLike, summary: Summary) -> Figure:
     figure, axes = new_figure()
     axis: Axes = axes[0, 0]
     axis.axhspan(summary.iqm_low, summary.iqm_high, color=ORANGE, alpha=0.15, lw=0)
-    axis.axhline(summary.iqm, color=ORANGE, label=f"IQM {summary.iqm:.1f} with interval")
+    axis.axhline(
+        summary.iqm, color=ORANGE, label=f"IQM {summary.iqm:.{summary.decimals}f} with interval"
+    )
     axis.plot(np.arange(1, ordered.size + 1), ordered, "o", color=BLUE, label="one episode")
     axis.set(xlabel="episode, sorted by return", ylabel="return")
     axis.set_xlim(0.5, ordered.size + 0.5)
@@ -168,36 +172,38 @@ def draw_learning_curves(
     labels = {"env_steps": "env steps", "hours": "hours of training"}
     if x_axis not in labels:
         raise ValueError(f"x_axis: got {x_axis!r}; must be one of {sorted(labels)}.")
+    limit = 1.03 * max(getattr(trial, x_axis)[-1] for curve in curves for trial in curve.trials)
     if reference is not None:
-        _draw_reference(axis, reference, x_axis)
-    ends = []
-    for color, curve in zip(COLORS * len(curves), curves, strict=False):
+        _draw_reference(axis, reference, x_axis, limit)
+    for (dashes, color), curve in zip(cycle(product(LINE_STYLES, COLORS)), curves, strict=False):
         for trial in curve.trials:
             x = getattr(trial, x_axis)
-            ends.append(x[-1])
             marker = "o" if x.size == 1 else None  # a line through one point is invisible
             axis.plot(x, trial.episode_return, color=color, lw=0.8, alpha=0.45, marker=marker)
         line = average(curve.trials, x_axis)
         seeds = len(curve.trials)
         label = f"{curve.label} ({seeds} seed{'s' if seeds > 1 else ''})"
         axis.fill_between(line.x, line.low, line.high, color=color, alpha=0.18, lw=0)
-        axis.plot(line.x, line.mean, color=color, lw=2, label=label)
-    axis.set(xlabel=labels[x_axis], ylabel="episode return", xlim=(0, 1.03 * max(ends) or 1.0))
+        axis.plot(line.x, line.mean, color=color, lw=2, ls=dashes, label=label)
+    axis.set(xlabel=labels[x_axis], ylabel="episode return", xlim=(0, limit or 1.0))
     axis.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
     if x_axis == "env_steps":
         axis.xaxis.set_major_formatter(EngFormatter(sep=""))
     axis.legend(loc="best")
 
 
-def _draw_reference(axis: Axes, reference: Reference, x_axis: str) -> None:
+def _draw_reference(axis: Axes, reference: Reference, x_axis: str, limit: float) -> None:
+    """Draws a published curve as far as the axis goes: what lies beyond would scale the other."""
     line = reference.band()
     seeds = len(reference.episode_return)
     if x_axis == "hours":
         label = f"official at {EngFormatter(sep='')(line.x[-1])} env steps"
         axis.axhline(line.mean[-1], color=GRAY, ls="--", label=label)
         return
-    axis.fill_between(line.x, line.low, line.high, color=GRAY, alpha=0.18, lw=0)
-    axis.plot(line.x, line.mean, color=GRAY, ls="--", label=f"official ({seeds} seeds)")
+    x = np.append(line.x[line.x < limit], min(limit, line.x[-1]))
+    center, low, high = (np.interp(x, line.x, values) for values in line[1:])
+    axis.fill_between(x, low, high, color=GRAY, alpha=0.18, lw=0)
+    axis.plot(x, center, color=GRAY, ls="--", label=f"official ({seeds} seeds)")
 
 
 def _draw_steps(

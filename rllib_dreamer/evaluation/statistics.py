@@ -46,6 +46,11 @@ class Summary(NamedTuple):
     iqm_low: float
     iqm_high: float
 
+    @property
+    def decimals(self) -> int:
+        """Decimal places to show it with, if it is of returns."""
+        return decimals([self.min, self.max])
+
 
 class EpisodeSummary(NamedTuple):
     """Summaries of a set of episodes: returns (reward units) and lengths (agent steps)."""
@@ -185,6 +190,11 @@ def summarize_episodes(
         summarize(returns, resamples=resamples, seed=seed),
         summarize(lengths, resamples=resamples, seed=seed),
     )
+
+
+def decimals(returns: ArrayLike) -> int:
+    """Decimal places to show returns with: 3 where none reaches 10, as with rewards of 0 and 1."""
+    return 1 if np.max(np.abs(returns)) >= 10 else 3
 
 
 def representative_episodes(returns: ArrayLike) -> RepresentativeEpisodes:

@@ -136,7 +136,8 @@ class Agent(nn.Module):
         tokens = self.world.encoder(obs)
         carry = rssm.state(state.deter, state.stoch)
         uniform = self.noise.uniform((tokens.shape[0], rssm.config.stoch), tokens.device)
-        carry, index, _ = rssm.observe_step(carry, rssm.embed_action(state.action), tokens, uniform)
+        action = rssm.prepare_action(state.action)
+        carry, index, _ = rssm.observe_step(carry, action, tokens, uniform)
         dists = self.behavior.actor(self.world.feat(carry))
         if random:
             actions = random_actions(self.world.actions, tokens.shape[0], tokens)

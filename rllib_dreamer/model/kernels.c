@@ -2,7 +2,8 @@
  * backward. `kernels_build.py` compiles this file on first use; `kernels.py` and `kernels_rssm.py`
  * say what each function computes and own every buffer. Arithmetic is float32 throughout; storage is
  * float32 or bfloat16, for which the second half of the file is included twice. NaN and infinities
- * go through as in PyTorch. */
+ * go through as in PyTorch, but for a NaN that a pool compares with a number. Row strides, named ld
+ * as in BLAS, let rows lie inside wider ones. */
 #ifndef REAL
 
 #include <math.h>
@@ -89,8 +90,7 @@ INLINE int64_t stop_of(int64_t start, int64_t rows) {
     return start + CHUNK < rows ? start + CHUNK : rows;
 }
 
-/* Where row r of the phases (n, h, w, 2, 2) lies in the image (n, 2h, 2w); w = 0: no phases. Row
- * strides, named ld as in BLAS, let rows lie inside wider ones. */
+/* Where row r of the phases (n, h, w, 2, 2) lies in the image (n, 2h, 2w); w = 0: no phases. */
 INLINE int64_t placed(int64_t r, int64_t w) {
     if (!w) return r;
     uint32_t small = (uint32_t)(r >> 2), line = small / (uint32_t)w, column = small % (uint32_t)w;

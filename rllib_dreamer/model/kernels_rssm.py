@@ -80,13 +80,14 @@ class CellBuffers(NamedTuple):
 class Scan(NamedTuple):
     """What `observe` computes from: sequences (T, B, ...), and the state before them (B, ...).
 
-    keep (T, B, 1) is zero where an episode begins. action (T, B, U) is embedded. tokens (T, B, U)
-    is their part of the posterior's hidden layer. noise (T, B, S), or None for the modes.
+    keep (T, B, 1) is zero where an episode begins. action (T, B, U) is embedded. token_part
+    (T, B, U) is what the tokens add to the posterior's hidden layer. noise (T, B, S), or None for
+    the modes.
     """
 
     keep: Tensor
     action: Tensor
-    tokens: Tensor
+    token_part: Tensor
     noise: Tensor | None
     deter: Tensor
     stoch: Tensor
@@ -183,12 +184,12 @@ class _Inputs(NamedTuple):
 class _Kept(NamedTuple):
     """What the forward pass leaves for the backward pass, (T, B, ...).
 
-    deter_in, stoch_in: the states that each step began with. before, after: the posterior's hidden
-    layer before and after its norm.
+    from_deter, from_stoch: the states that each step began with. before, after: the posterior's
+    hidden layer before and after its norm.
     """
 
-    deter_in: Tensor
-    stoch_in: Tensor
+    from_deter: Tensor
+    from_stoch: Tensor
     deter: Tensor
     stoch: Tensor
     logits: Tensor
@@ -263,21 +264,21 @@ def _observe(inputs: _Inputs, buffers: CellBuffers, index: Tensor, unimix: Tenso
     """The loop over time; fills the buffers and the classes (T, B, S)."""
     scan, cell, post = inputs
     steps, rows, units = scan.action.shape
-    deter_in, deter = (torch.empty(steps, *scan.deter.shape) for _ in range(2))
-    stoch_in, stoch, logits = (torch.empty(steps, *scan.stoch.shape) for _ in range(3))
+    from_deter, deter = (torch.empty(steps, *scan.deter.shape) for _ in range(2))
+    from_stoch, stoch, logits = (torch.empty(steps, *scan.stoch.shape) for _ in range(3))
     before, after = (torch.empty(steps, rows, units) for _ in range(2))
     state = scan.deter, scan.stoch
     for t in range(steps):
-        torch.mul(state[0], scan.keep[t], out=deter_in[t])
-        torch.mul(state[1], scan.keep[t], out=stoch_in[t])
-        cell_into(cell, buffers.step(t), deter_in[t], stoch_in[t], scan.action[t], deter[t])
-        torch.addmm(scan.tokens[t], deter[t], post.deter.T, out=before[t])
+        torch.mul(state[0], scan.keep[t], out=from_deter[t])
+        torch.mul(state[1], scan.keep[t], out=from_stoch[t])
+        cell_into(cell, buffers.step(t), from_deter[t], from_stoch[t], scan.action[t], deter[t])
+        torch.addmm(scan.token_part[t], deter[t], post.deter.T, out=before[t])
         norm_silu_into(before[t], post.scale, after[t])
         torch.addmm(post.out_bias, after[t], post.out.T, out=logits[t])
         noise = None if scan.noise is None else scan.noise[t]
         sample_into(logits[t], noise, stoch[t], index[t], unimix)
         state = deter[t], stoch[t]
-    return _Kept(deter_in, stoch_in, deter, stoch, logits, before, after)
+    return _Kept(from_deter, from_stoch, deter, stoch, logits, before, after)
 
 
 def _backward_through_time(
@@ -316,7 +317,7 @@ def _backward_through_time(
         norm_silu_gradient(kept.before[t], post.scale, g.logits @ post.out, g.before, scales.after)
         carry_deter += grads.deter[t]
         carry_deter.addmm_(g.before, post.deter)
-        carry_deter = _gru_gradient(cell, b.gates, kept.deter_in[t], carry_deter, g.gates)
+        carry_deter = _gru_gradient(cell, b.gates, kept.from_deter[t], carry_deter, g.gates)
         gstate = torch.empty_like(b.state)
         add_block_products(gstate, g.gates, gates, beta=0)
         norm_silu_gradient(b.hidden, cell.scale, gstate, g.hidden, scales.state)
@@ -353,10 +354,10 @@ def _weight_gradients(
     blocks = cell.own.shape[0]
     after, state, deter, stoch = (x.sum(0).float() for x in scales)
     return (
-        *(g.deter_in.T @ k.deter_in, g.deter_in.sum(0), deter),
-        *(g.stoch_in.T @ k.stoch_in, g.stoch_in.sum(0), stoch),
+        *(g.deter_in.T @ k.from_deter, g.deter_in.sum(0), deter),
+        *(g.stoch_in.T @ k.from_stoch, g.stoch_in.sum(0), stoch),
         b.units.T @ g.hidden,
-        _block_gradient(k.deter_in, g.hidden, blocks),
+        _block_gradient(k.from_deter, g.hidden, blocks),
         *(g.hidden.sum(0), state),
         *(_block_gradient(b.state, g.gates, blocks), g.gates.sum(0)),
         *(g.before.T @ k.deter, after),

@@ -10,6 +10,11 @@ from torch import Tensor
 
 from rllib_dreamer.model import kernels
 
+OFFICIAL_EPS = 1e-20
+FLUSHED_EPS = 3e-18
+"""`eps` for CPUs that flush denormals: there v becomes 0 where |g| stays below about 3e-18, and
+with the official one a step would be up to 300 times too long."""
+
 
 class LaProp(torch.optim.Optimizer):
     """Clip by parameter norm, normalise by second moment, then momentum.
@@ -40,7 +45,7 @@ class LaProp(torch.optim.Optimizer):
         *,
         agc: float = 0.3,
         betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-20,
+        eps: float = OFFICIAL_EPS,
         warmup: int = 1000,
         weight_decay: float = 0.0,
         fused: bool = False,

@@ -90,8 +90,8 @@ class RSSM(nn.Module):
         """From deter (..., D) and class indices (..., S), as acting and the replay keep them."""
         return State(deter.float(), ops.one_hot(index.long(), self.config.classes))
 
-    def embed_action(self, action: Tensor) -> Tensor:
-        """Encoded action (n, A), scaled into [-1, 1] elementwise -> (n, U)."""
+    def prepare_action(self, action: Tensor) -> Tensor:
+        """Encoded action (n, A), scaled into [-1, 1] elementwise and embedded (n, U)."""
         return self.action_in(action / action.detach().abs().clamp(min=1.0))
 
     def cell(self, state: State, action: Tensor) -> Tensor:
@@ -125,7 +125,7 @@ class RSSM(nn.Module):
 
     def imagine_step(self, state: State, action: Tensor, uniform: Tensor | None) -> State:
         """One step under the prior, from encoded actions (n, A)."""
-        deter = self.cell(state, self.embed_action(action))
+        deter = self.cell(state, self.prepare_action(action))
         stoch, _ = self.sample(self.prior_logits(deter), uniform)
         return State(deter, stoch)
 
@@ -136,7 +136,7 @@ class RSSM(nn.Module):
 
         Args:
             state: (deter, stoch), already zero where an episode begins.
-            action: Embedded previous action (n, U).
+            action: Prepared previous action, see `prepare_action`.
             tokens: (n, E).
             uniform: Noise (n, S), or None for the mode.
         """
@@ -163,7 +163,7 @@ class RSSM(nn.Module):
         if self._native(tokens) and len(self.posterior) == 1:
             with torch.autocast("cpu", enabled=False):
                 return self._observe_native(state, action, tokens, keep, uniform)
-        embedded = self.embed_action(action * keep)  # (B, T, U)
+        embedded = self.prepare_action(action * keep)  # (B, T, U)
         outputs = []
         for t in range(steps):
             state = State(state.deter * keep[:, t], state.stoch * keep[:, t, :, None])
@@ -180,11 +180,11 @@ class RSSM(nn.Module):
         layer, width, last = self.posterior[0], self.config.deter, self.posterior_out
         assert isinstance(layer, nets.Layer)
         weight = layer.linear.weight  # (U, D + E)
-        tokens = F.linear(tokens, weight[:, width:], layer.linear.bias)  # (B, T, U)
+        token_part = F.linear(tokens, weight[:, width:], layer.linear.bias)  # (B, T, U)
         scan = Scan(
             keep=keep.transpose(0, 1).contiguous(),  # (T, B, 1)
-            action=self.embed_action(action * keep).transpose(0, 1).contiguous(),  # (T, B, U)
-            tokens=tokens.transpose(0, 1).contiguous(),  # (T, B, U)
+            action=self.prepare_action(action * keep).transpose(0, 1).contiguous(),  # (T, B, U)
+            token_part=token_part.transpose(0, 1).contiguous(),  # (T, B, U)
             noise=uniform,
             deter=state.deter,
             stoch=state.stoch.flatten(1),
@@ -236,7 +236,7 @@ class RSSM(nn.Module):
         unimix = torch.tensor([self.config.unimix])
 
         def step(feat: Tensor, action: Tensor, uniform: Tensor | None, out: Tensor) -> None:
-            embedded = self.embed_action(action)
+            embedded = self.prepare_action(action)
             kernels_rssm.cell_into(
                 weights, buffers, feat[:, :deter], feat[:, deter:], embedded, out[:, :deter]
             )
@@ -261,8 +261,8 @@ class DenseRSSM(RSSM):
     def _native(self, x: Tensor) -> bool:
         return False
 
-    def embed_action(self, action: Tensor) -> Tensor:
-        """Encoded action (n, A), scaled into [-1, 1] elementwise."""
+    def prepare_action(self, action: Tensor) -> Tensor:
+        """Encoded action (n, A), scaled into [-1, 1] elementwise; no embedding."""
         return action / action.detach().abs().clamp(min=1.0)
 
     def cell(self, state: State, action: Tensor) -> Tensor:

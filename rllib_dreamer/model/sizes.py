@@ -76,12 +76,12 @@ CHOICES = {
 }
 """What the named variants of `ModelConfig` and `LossConfig` may be; the first is the default."""
 
-_WIDTHS = ("deter", "hidden", "depth", "units", "stoch")
+_WIDTHS = ("deter", "hidden", "depth", "units")
 _LAYERS = (
     *("encoder_layers", "decoder_layers", "prior_layers", "posterior_layers"),
     *("reward_layers", "cont_layers", "actor_layers", "critic_layers"),
 )
-_COUNTS = ("embed", "reward_units", "cont_units", "actor_units", "critic_units")
+_OPTIONAL_WIDTHS = ("embed", "reward_units", "cont_units", "actor_units", "critic_units")
 
 
 def _check_choices(config: Any) -> None:
@@ -95,6 +95,7 @@ def _check_choices(config: Any) -> None:
 def _check_numbers(config: ModelConfig) -> None:
     """Raises ValueError if a width, a share or a standard deviation is out of its range."""
     kinds = dict.fromkeys(_WIDTHS, "width") | dict.fromkeys(_LAYERS, "number of layers")
+    kinds["stoch"] = "number of categoricals"
     for name, kind in kinds.items():
         if getattr(config, name) < 1:
             raise ValueError(f"{name}={getattr(config, name)} must be a {kind} >= 1.")
@@ -102,7 +103,7 @@ def _check_numbers(config: ModelConfig) -> None:
         raise ValueError(
             f"mults={config.mults} must be multiples of `depth`, each >= 1, one a convolution."
         )
-    for name in _COUNTS:
+    for name in _OPTIONAL_WIDTHS:
         if getattr(config, name) < 0:
             raise ValueError(
                 f"{name}={getattr(config, name)} must be a width >= 1, or 0 for the default."

@@ -61,8 +61,13 @@ def find_checkpoint(
             f"checkpoint: {folder} holds {what}; give the folder of a checkpoint, or of a trial "
             "or experiment that has saved one."
         )
-    last = max(complete, key=_age)
-    return last if which == "last" else max(complete, key=lambda c: (_score(c), _age(c)))
+    saved = {trial: _last_saved(trial, complete) for trial in {c.parent for c in complete}}
+
+    def place(candidate: Path) -> tuple[float, str]:
+        """Trials by time; within one by number, as a copy's times are those of the copying."""
+        return saved[candidate.parent], candidate.name
+
+    return max(complete, key=place if which == "last" else lambda c: (_score(c), *place(c)))
 
 
 def is_checkpoint(folder: Path) -> bool:
@@ -81,7 +86,7 @@ def read_checkpoint(folder: Path) -> PolicyParts:
     from rllib_dreamer.dreamer_torch_rl_module import DreamerTorchRLModule
 
     settings = _settings(_algorithm(folder))
-    _check_whole(folder)
+    checkpoint.verify(folder, policy_only=True)
     module = _load(folder, _MODULE / _CONSTRUCTION)
     if not issubclass(module["class"], DreamerTorchRLModule):
         raise ValueError(_of_another(folder, f"has a module of type {module['class'].__name__}"))
@@ -109,7 +114,7 @@ def read_checkpoint(folder: Path) -> PolicyParts:
 def _algorithm(folder: Path) -> dict[str, Any]:
     """How the algorithm of a checkpoint was built; refuses those of another."""
     if not (folder / _CONSTRUCTION).is_file():
-        _check_whole(folder)
+        checkpoint.verify(folder, policy_only=True)
     construction: dict[str, Any] = _load(folder, _CONSTRUCTION)
     found = construction["class"]
     if not any(base.__name__ == ALGORITHM_NAME for base in found.__mro__):
@@ -127,19 +132,6 @@ def _settings(construction: dict[str, Any]) -> dict[str, Any]:
 
 def _of_another(folder: Path, what: str) -> str:
     return f"checkpoint {folder} {what}, not of {ALGORITHM_NAME}: give one that the latter saved."
-
-
-def _check_whole(folder: Path) -> None:
-    """Refuses an unfinished checkpoint; the replay, which may be huge or removed, is not read."""
-    found = [
-        problem
-        for problem in checkpoint.problems(folder, hashes=False)
-        if not problem.startswith(f"{checkpoint.REPLAY_FOLDER}/")
-    ]
-    if found:
-        raise ValueError(
-            f"checkpoint {folder} is not complete: {'; '.join(found[:3])}. Use an earlier one."
-        )
 
 
 def _load(folder: Path, name: str | Path) -> Any:
@@ -167,17 +159,14 @@ def _load(folder: Path, name: str | Path) -> Any:
 def _newest_experiment(storage: Path) -> Path:
     """The experiment in which something was saved last."""
     experiments = [path for path in storage.iterdir() if path.is_dir()] if storage.is_dir() else []
-    saved = {
-        path: max((_age(c) for c in _checkpoints(path) if checkpoint.is_complete(c)), default=None)
-        for path in experiments
-    }
-    ages = {path: age for path, age in saved.items() if age is not None}
-    if not ages:
+    found = {path: list(filter(checkpoint.is_complete, _checkpoints(path))) for path in experiments}
+    saved = {path: _last_saved(path, complete) for path, complete in found.items() if complete}
+    if not saved:
         raise ValueError(
             f"checkpoint: no experiment in {storage} has a finished checkpoint; give a path, or "
             "the folder of your experiments (--storage-path)."
         )
-    return max(ages, key=lambda path: ages[path])
+    return max(saved, key=lambda path: saved[path])
 
 
 def _checkpoints(folder: Path) -> list[Path]:
@@ -185,9 +174,10 @@ def _checkpoints(folder: Path) -> list[Path]:
     return [c for pattern in ("checkpoint_*", "*/checkpoint_*") for c in folder.glob(pattern)]
 
 
-def _age(folder: Path) -> tuple[float, str]:
-    """When a checkpoint was finished, and its name: copies may have one time."""
-    return (folder / checkpoint.MANIFEST).stat().st_mtime, folder.name
+def _last_saved(folder: Path, checkpoints: list[Path]) -> float:
+    """When the newest of the checkpoints below a folder was finished."""
+    times = [(c / checkpoint.MANIFEST).stat().st_mtime for c in checkpoints if folder in c.parents]
+    return max(times)
 
 
 def _score(folder: Path) -> float:

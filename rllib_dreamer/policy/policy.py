@@ -21,7 +21,9 @@ from rllib_dreamer.policy import imagination
 from rllib_dreamer.policy.action_units import CONVERSIONS, to_array, to_env, to_model
 from rllib_dreamer.policy.parts import PolicyParts
 from rllib_dreamer.policy.value_checks import (
-    Index,
+    ALL,
+    NONE,
+    Bounded,
     check_future,
     check_observation,
     first_steps,
@@ -239,7 +241,7 @@ class DreamerPolicy:
                 numbers that are refused.
         """
         rows = len(self._state.deter)
-        bounded = () if self._steps < FULL_CHECKS else None
+        bounded = ALL if self._steps < FULL_CHECKS else NONE
         leaves = self._observed(obs, (rows,) if self._batched else (), bounded)
         state = self._state if is_first is None else self._forgetting(np.asarray(is_first, bool))
         actions, self._state = self.agent.act(leaves, state, explore=not greedy)
@@ -289,10 +291,10 @@ class DreamerPolicy:
             reward, cont = reward[0], cont[0]
         return Imagination(unflatten(arrays, self.observation_space), reward, cont)
 
-    def _observed(self, obs: Any, lead: tuple[int, ...], bounded: Index) -> dict[str, Tensor]:
+    def _observed(self, obs: Any, lead: tuple[int, ...], bounded: Bounded) -> dict[str, Tensor]:
         """Checked observation leaves in the model's form, (*lead, ...) or (1, ...) without lead."""
         if not self.env_config.get("check_spaces", True):  # nor did the training
-            bounded = None
+            bounded = NONE
         arrays = check_observation(obs, self.observation_space, lead, bounded)
         leaves = {}
         for key, space in self.observation_leaves.items():

@@ -11,17 +11,19 @@ from gymnasium import spaces
 from rllib_dreamer.box_checks import FULL_CHECKS, is_outside, not_finite
 from rllib_dreamer.spaces import flatten, is_image, leaf_spaces
 
-Index = tuple[slice, ...] | None
-"""Of the values that are held against the bounds of their space; None for none of them."""
+Bounded = tuple[slice, ...] | None
+"""Index of the values that are held against the bounds of their space."""
+ALL: Bounded = ()
+NONE: Bounded = None
 
 
-def first_steps(lead: tuple[int, ...]) -> Index:
+def first_steps(lead: tuple[int, ...]) -> Bounded:
     """Of sequences (C,) or (B, C) of observations those that training compares with bounds."""
     return (*(slice(None) for _ in lead[1:]), slice(FULL_CHECKS))
 
 
 def check_observation(
-    obs: Any, space: gym.Space, lead: tuple[int, ...] = (), bounded: Index = ()
+    obs: Any, space: gym.Space, lead: tuple[int, ...] = (), bounded: Bounded = ALL
 ) -> dict[str, np.ndarray]:
     """Returns the leaves of an observation, checked and in the dtypes of their spaces.
 
@@ -132,11 +134,11 @@ def _check_finite(name: str, array: np.ndarray, space: spaces.Box | None) -> Non
         )
 
 
-def _check_bounds(name: str, array: np.ndarray, space: spaces.Box, bounded: Index) -> None:
+def _check_bounds(name: str, array: np.ndarray, space: spaces.Box, bounded: Bounded) -> None:
     """Refuses what leaves the bounds, and integers that the space's dtype cannot hold."""
-    held = array if bounded is None else array[bounded]
+    held = array if bounded is NONE else array[bounded]
     changed = np.dtype(space.dtype).kind in "iu" and bool((_stored(held, space) != held).any())
-    if changed or (bounded is not None and is_outside(held, space)):
+    if changed or (bounded is not NONE and is_outside(held, space)):
         raise ValueError(
             f"{name}: got values from {held.min()} to {held.max()}, outside its space {space}: "
             "give the units of the training (env_config check_spaces=False lifts bounds)."
