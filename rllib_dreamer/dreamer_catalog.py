@@ -153,9 +153,11 @@ def _check_image_sizes(specs: Mapping[str, ObsSpec], shrink: int) -> None:
     sizes = {key: spec.shape[:2] for key, spec in specs.items() if spec.kind == "image"}
     for key, (h, w) in sizes.items():
         if h % shrink or w % shrink or not (32 <= h <= 256 and 32 <= w <= 256):
+            symbols = " (a grid of symbols: make it a float32 vector or a MultiDiscrete)"
             raise ValueError(
                 f"observation_space[{key!r}] is an image of {h}x{w}: height and width must be "
-                f"multiples of {shrink} between 32 and 256; resize it, e.g. to 64x64."
+                f"multiples of {shrink} between 32 and 256; resize it, e.g. to 64x64"
+                f"{symbols if max(h, w) < 32 else ''}."
             )
     if len(set(sizes.values())) > 1:
         raise ValueError(

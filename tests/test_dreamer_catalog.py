@@ -96,7 +96,7 @@ def catalog(obs: gym.Space = VECTOR, action: gym.Space = DISCRETE, **model: Any)
         (spaces.Dict({"a": spaces.Text(5)}), r"observation_space\['a'\].*not supported"),
         (spaces.Sequence(VECTOR), "not supported"),
         (spaces.Box(0, 255, (40, 32, 3), np.uint8), "image of 40x32: .* multiples of 16"),
-        (spaces.Box(0, 255, (16, 16, 3), np.uint8), "between 32 and 256; resize it"),
+        (spaces.Box(0, 255, (16, 16, 3), np.uint8), "resize it, .* grid of symbols"),
         (spaces.Box(0, 255, (272, 64, 3), np.uint8), "between 32 and 256"),
         (
             spaces.Dict({"a": IMAGE, "b": spaces.Box(0, 255, (64, 64, 3), np.uint8)}),
