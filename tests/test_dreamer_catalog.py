@@ -142,10 +142,10 @@ def test_the_message_reaches_whoever_builds_the_algorithm() -> None:
 
 
 def test_a_misspelt_key_of_the_model_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"unknown keys \['depht'\]"):
+    with pytest.raises(ValueError, match=r"keys \['depht'\]"):
         catalog(depht=3)
     with (
-        pytest.raises(ValueError, match=r"unknown keys \['depht'\]"),
+        pytest.raises(ValueError, match=r"keys \['depht'\]"),
         built(tiny_config(model={"depht": 3})),
     ):
         pass

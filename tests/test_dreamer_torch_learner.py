@@ -49,7 +49,8 @@ class BareUpdate:
 
     def __init__(self, agent: Agent, config: Any) -> None:
         self.agent = agent
-        options = {"agc": config.agc, "warmup": config.warmup_updates, "fused": config.compile}
+        options = {"agc": config.agc, "eps": FLUSHED_EPS, "fused": config.compile}
+        options |= {"warmup": config.warmup_updates}
         self.optimizer = LaProp(
             [p for p in agent.parameters() if p.requires_grad], lr=config.lr, **options
         )
