@@ -252,6 +252,12 @@ def test_no_stop_is_no_limit() -> None:
     assert list(check_stop(dict.fromkeys([*others, *STOP_ALIASES], 1), "here"))[:3] == others
 
 
+def test_steps_are_short_for_a_stop(ppo_file: Path) -> None:
+    assert experiment_from_file(ppo_file, options(steps=500)).limits == {"env_steps": 500}
+    with pytest.raises(CommandError, match="give one of them"):
+        experiment_from_file(ppo_file, options(steps=500, stop='{"updates": 1}'))
+
+
 def test_missing_wandb_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(CommandError, match=r"pip install \"rllib-dreamer\[wandb\]\""):
