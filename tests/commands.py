@@ -72,8 +72,9 @@ def wait_for(condition: Callable[[], Any], seconds: float = 120) -> None:
 
 
 def iterations(folder: Path) -> list[int]:
-    files = folder.glob("*/result.json")
-    lines = [line for file in files for line in file.read_text().splitlines()]
+    """The iterations of a run's results; one that is being written does not count yet."""
+    texts = [file.read_text() for file in folder.glob("*/result.json")]
+    lines = [line for text in texts for line in text[: text.rfind("\n") + 1].splitlines()]
     return [json.loads(line)["training_iteration"] for line in lines]
 
 

@@ -168,6 +168,11 @@ def test_ctrl_c_leaves_a_checkpoint_and_kill_9_can_be_resumed(tmp_path: Path) ->
     saved = max(marks(folder))
 
     before = len(iterations(folder))
+    (results,) = folder.glob("*/result.json")
+    tables = [results, results.with_name("progress.csv")]
+    for table in tables:
+        with table.open("a") as rows:
+            rows.write('{"cut short')
     process = start(*words, "--resume", "--checkpoint-freq", 1000, "--stop", "{}")
     wait_for(lambda: len(iterations(folder)) > before + 1)
     process.send_signal(signal.SIGINT)
@@ -177,6 +182,7 @@ def test_ctrl_c_leaves_a_checkpoint_and_kill_9_can_be_resumed(tmp_path: Path) ->
     assert iterations(folder)[before] == saved + 1
     assert "stopping after the current iteration" in out
     assert max(marks(folder)) == iterations(folder)[-1]
+    assert not any("cut short" in table.read_text() for table in tables)
 
 
 def test_a_failing_run_is_one_line_and_exit_1(

@@ -3,7 +3,8 @@
 Tune writes the state of an experiment every ten seconds or so, and copies checkpoints into
 place file by file. After a kill that state may name a checkpoint which has been replaced
 since, and the newest checkpoint folder may be half a copy. So each finished checkpoint gets
-a mark, and before Tune resumes, the state is brought into line with the marked ones.
+a mark, and before Tune resumes, the state is brought into line with the marked ones. Tune goes on
+writing at the end of its tables of results, so a row that the kill cut short is taken off.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import copy
 import dataclasses
 import json
 import math
+import os
 import re
 import shutil
 from collections.abc import Mapping
@@ -35,6 +37,7 @@ from rllib_dreamer.cli.search import has_search
 
 #: The last state that was read whole; Tune's own file may be cut short by a kill.
 _BACKUP_FILE = "last_good_state.json"
+_TABLES = ("result.json", "progress.csv")
 _CHECKPOINT_FOLDER = re.compile(r"checkpoint_(\d+)")
 _KEPT_OF_THE_RUN = ("_session_str", "_start_time", "_total_time", "_iteration")
 
@@ -101,6 +104,8 @@ def mend_experiment(
 ) -> Resumed:
     """Brings the state of an experiment into line with its checkpoints and the new settings.
 
+    Its tables of results end with a whole row then.
+
     Args:
         folder: The experiment.
         config: The config to go on with. Each trial keeps its seed, and what it drew where the
@@ -134,6 +139,7 @@ def mend_experiment(
         limit = trial.run_metadata.checkpoint_manager.checkpoint_config.num_to_keep
         own = dataclasses.replace(saving, num_to_keep=limit) if keeps_limit else saving
         _mend_checkpoints(trial, own, start)
+        _mend_tables(trial)
         trial.max_failures = max_failures
         trial.run_metadata.num_failures = 0
         trial.stopping_criterion = {}
@@ -219,6 +225,16 @@ def _register(
             manager.register_checkpoint(known[path.name])
         elif marked and index > max(marked):
             shutil.rmtree(path)
+
+
+def _mend_tables(trial: Trial) -> None:
+    """Takes off a last row without an end, to which Tune would join the next one."""
+    if trial.storage.trial_dir_name is None:
+        return
+    for table in (Path(trial.storage.trial_fs_path) / name for name in _TABLES):
+        rows = table.read_bytes() if table.is_file() else b""
+        if rows and not rows.endswith(b"\n"):
+            os.truncate(table, rows.rfind(b"\n") + 1)
 
 
 def _with_config(trial: Trial, config: Mapping[str, Any]) -> tuple[str, str]:
