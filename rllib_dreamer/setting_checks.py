@@ -8,8 +8,8 @@ from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.models.catalog import MODEL_DEFAULTS
 from ray.rllib.utils.schedules.scheduler import Scheduler
 
-from rllib_dreamer.envs.wrappers import nearest
 from rllib_dreamer.model.sizes import LossConfig, model_config
+from rllib_dreamer.near_names import nearest
 from rllib_dreamer.part_rates import PARTS
 from rllib_dreamer.setting_ranges import RANGES, REFUSED, is_number, is_rate
 

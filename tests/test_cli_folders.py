@@ -74,6 +74,7 @@ def command(
 
     made = Command(tmp_path, capsys)
     monkeypatch.setattr(train, "ray_session", no_session)
+    monkeypatch.setattr(train, "lacking_resources", lambda config: None)
     monkeypatch.setattr(train, "_run", made.tune)
     return made
 

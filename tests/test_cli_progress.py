@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 from rich.table import Table
 
-from rllib_dreamer.cli.errors import did_you_mean, first_line
+from rllib_dreamer.cli.errors import first_line
 from rllib_dreamer.cli.progress import ABSENT, ProgressDisplay, TrialView, as_line, as_table
 from rllib_dreamer.cli.reporter import SCORE, RunReporter
 from rllib_dreamer.cli.stopping import StopCondition
@@ -140,9 +140,7 @@ def test_score_is_the_last_known_return() -> None:
     assert math.isnan(scores[0]) and scores[1:] == [3.0, 3.0]
 
 
-def test_did_you_mean_and_first_line() -> None:
-    assert did_you_mean("walkr", ["walker", "hopper"]) == " (did you mean walker?)"
-    assert did_you_mean("zzz", ["walker"]) == ""
+def test_first_line() -> None:
     assert first_line(ValueError("one\ntwo")) == "ValueError: one"
     remote = RuntimeError(
         "ray::PPO()\n  File x\nValueError: unknown size\nDuring ...\nTypeError: b"

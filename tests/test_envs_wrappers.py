@@ -267,10 +267,3 @@ def test_a_missing_extra_says_what_to_install():
     message = r'no_such_simulator is not installed; run: pip install "rllib-dreamer\[dmc\]"'
     with pytest.raises(ImportError, match=message):
         wrappers.import_extra("no_such_simulator", "dmc")
-
-
-def test_nearest_names():
-    assert wrappers.nearest("dmc/waker-walk", ["dmc/walker-walk", "x"]).startswith(
-        "did you mean 'dmc/walker-walk'"
-    )
-    assert wrappers.nearest("qqqq", ["abc", "def"]) == "known are 'abc', 'def'"

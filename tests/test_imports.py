@@ -40,7 +40,7 @@ LEAVES |= {"model.cuda_graphs", "model.kernels", "model.kernels_build", "model.k
 DEFERRED = {"dreamer_config": {"dreamer", "dreamer_torch_learner"}}
 KERNELS = {"model.fuse", "model.kernels", "model.kernels_build", "model.kernels_rssm"}
 LEAVES |= {"box_checks", "checkpoint", "episode_averages", "hardware", "learner_calls"}
-LEAVES |= {"part_rates", "sampling", "spaces", "training_ratio"}
+LEAVES |= {"near_names", "part_rates", "sampling", "spaces", "training_ratio"}
 # Everything but the model may import it, other leaves too.
 BASE = "atomic"
 LEAVES |= {BASE}
@@ -48,7 +48,7 @@ LEAVES |= {BASE}
 # `replay`), and what else each may import.
 GROUPS = {
     "replay": {"box_checks", "spaces"},
-    "envs": {"box_checks", "spaces"},
+    "envs": {"box_checks", "near_names", "spaces"},
     "policy": {
         *("box_checks", "checkpoint", "dreamer", "dreamer_torch_rl_module", "hardware"),
         *("registration", "spaces", ""),

@@ -1,10 +1,8 @@
-"""The one exception of the command line, and how to say what was probably meant."""
+"""The exceptions of the command line, and how an error is told in one line."""
 
 from __future__ import annotations
 
-import difflib
 import re
-from collections.abc import Iterable
 
 #: The line of a traceback that names the exception.
 _EXCEPTION_LINE = re.compile(r"[A-Za-z_][\w.]*(Error|Exception|Exit|Interrupt)\b(: |$)")
@@ -16,24 +14,6 @@ class CommandError(Exception):
 
 class RunFailed(Exception):
     """A run which started and then failed, told in one line; exit code 1."""
-
-
-def did_you_mean(given: str, known: Iterable[str], count: int = 3, cutoff: float = 0.5) -> str:
-    """Names the nearest known words.
-
-    Args:
-        given: The word that was not found.
-        known: All allowed words.
-        count: How many words to name at most.
-        cutoff: How alike they must be, in [0, 1].
-
-    Returns:
-        " (did you mean a, b?)", or "" when nothing is near.
-    """
-    names = sorted({str(name) for name in known})
-    folded = {name.lower(): name for name in names}
-    near = difflib.get_close_matches(given.lower(), folded, n=count, cutoff=cutoff)
-    return f" (did you mean {', '.join(folded[name] for name in near)}?)" if near else ""
 
 
 def first_line(error: BaseException) -> str:

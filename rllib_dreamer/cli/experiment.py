@@ -15,13 +15,14 @@ from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.tune.registry import get_trainable_cls
 
-from rllib_dreamer.cli.errors import CommandError, did_you_mean
+from rllib_dreamer.cli.errors import CommandError
 from rllib_dreamer.cli.options import TrainOptions
 from rllib_dreamer.cli.overrides import apply_overrides, check_stop, parse_stop
 from rllib_dreamer.cli.search import samples
 from rllib_dreamer.cli.stopping import lookup
 from rllib_dreamer.dreamer_config import DreamerConfig
 from rllib_dreamer.envs import action_repeat, shares_options, validate_env_name
+from rllib_dreamer.near_names import did_you_mean
 from rllib_dreamer.setting_ranges import RANGES, REFUSED
 
 DEFAULT_ALGORITHM = "DreamerTorch"

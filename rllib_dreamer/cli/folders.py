@@ -17,7 +17,8 @@ from typing import NamedTuple
 from filelock import FileLock, Timeout
 
 from rllib_dreamer.atomic import write_text
-from rllib_dreamer.cli.errors import CommandError, did_you_mean
+from rllib_dreamer.cli.errors import CommandError
+from rllib_dreamer.near_names import did_you_mean
 
 _STATE_FILES = "experiment_state-*.json"
 _MARK_FILE = "rllib_dreamer.txt"

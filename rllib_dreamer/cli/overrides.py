@@ -11,8 +11,9 @@ from typing import Any
 
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 
-from rllib_dreamer.cli.errors import CommandError, did_you_mean
+from rllib_dreamer.cli.errors import CommandError
 from rllib_dreamer.cli.stopping import STOP_ALIASES
+from rllib_dreamer.near_names import did_you_mean
 
 #: Spellings that people use, and the attribute which RLlib keeps the value under.
 FIELD_ALIASES = {

@@ -18,8 +18,9 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
 
-from rllib_dreamer.cli.errors import did_you_mean, first_line
+from rllib_dreamer.cli.errors import first_line
 from rllib_dreamer.cli.stopping import STOP_ALIASES, lookup, unknown_metrics
+from rllib_dreamer.near_names import did_you_mean
 
 #: Shown for a number that is not there yet.
 ABSENT = "\N{EN DASH}"

@@ -19,6 +19,7 @@ import gymnasium as gym
 from rllib_dreamer.envs import atari, dmc, rendering, robosuite, wrappers
 from rllib_dreamer.envs import gymnasium as gymnasium_ids
 from rllib_dreamer.envs.float_pictures import with_byte_pictures
+from rllib_dreamer.near_names import nearest
 
 __all__ = [
     "EnvCreator",
@@ -95,7 +96,7 @@ def validate_env_name(env: str) -> None:
         )
     known = [*env_names(), *gym.registry]
     raise ValueError(
-        f"Unknown env {env!r}: {wrappers.nearest(env, known)} An env of your own is made known by "
+        f"Unknown env {env!r}: {nearest(env, known)} An env of your own is made known by "
         "ray.tune.register_env(name, creator)."
     )
 

@@ -24,6 +24,7 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 from rllib_dreamer.envs import wrappers
+from rllib_dreamer.near_names import nearest
 
 GAMES = tuple(
     """adventure air_raid alien amidar assault asterix asteroids atlantis atlantis2 backgammon
@@ -103,7 +104,7 @@ def parse_name(env_id: str) -> str:
     """
     if env_id not in _BY_NAME:
         style = [name for name in _BY_NAME if name.startswith(env_id.partition("/")[0] + "/")]
-        raise ValueError(f"Unknown env {env_id!r}: {wrappers.nearest(env_id, style or _BY_NAME)}")
+        raise ValueError(f"Unknown env {env_id!r}: {nearest(env_id, style or _BY_NAME)}")
     return _BY_NAME[env_id]
 
 

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from rllib_dreamer.envs import rendering, wrappers
 from rllib_dreamer.envs.action_limits import ActionLimits
+from rllib_dreamer.near_names import nearest
 
 TASKS: dict[str, tuple[str, ...]] = {
     "acrobot": ("swingup", "swingup_sparse"),
@@ -108,7 +109,7 @@ def parse_name(env_id: str) -> tuple[str, str]:
     domain = DOMAIN_ALIASES.get(domain, domain)
     if task not in TASKS.get(domain, ()):
         style = [name for name in names() if name.startswith(env_id.partition("/")[0] + "/")]
-        raise ValueError(f"Unknown env {env_id!r}: {wrappers.nearest(env_id, style or names())}")
+        raise ValueError(f"Unknown env {env_id!r}: {nearest(env_id, style or names())}")
     return domain, task
 
 

@@ -14,6 +14,7 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 from rllib_dreamer.envs import rendering, wrappers
+from rllib_dreamer.near_names import nearest
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,7 @@ def make(env_id: str, env_config: Mapping[str, Any] | None = None) -> gym.Env:
     try:
         env = gym.make(env_id, **kwargs)
     except gym.error.UnregisteredEnv as error:
-        hint = wrappers.nearest(env_id, gym.registry)
+        hint = nearest(env_id, gym.registry)
         raise ValueError(f"Unknown env {env_id!r}: {hint} Or register it with Ray Tune.") from error
     except TypeError as error:
         refused = re.search(r"unexpected keyword argument '(\w+)'", str(error))

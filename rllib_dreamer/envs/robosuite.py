@@ -23,6 +23,7 @@ from rllib_dreamer.envs import rendering, wrappers
 from rllib_dreamer.envs.action_limits import ActionLimits
 from rllib_dreamer.envs.robosuite_scene import RENDER_MODES, SceneRenderer
 from rllib_dreamer.envs.success import last_info
+from rllib_dreamer.near_names import nearest
 
 TASKS = (
     "Door",
@@ -122,7 +123,7 @@ def parse_name(env_id: str) -> str:
     """
     task = env_id.partition("/")[2]
     if task not in TASKS:
-        raise ValueError(f"Unknown env {env_id!r}: {wrappers.nearest(env_id, names())}")
+        raise ValueError(f"Unknown env {env_id!r}: {nearest(env_id, names())}")
     return task
 
 

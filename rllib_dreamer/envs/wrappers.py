@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import importlib
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from types import ModuleType
 from typing import Any, NoReturn, SupportsFloat, TypeVar
 
@@ -18,6 +17,7 @@ from numpy.typing import NDArray
 from rllib_dreamer.box_checks import FULL_CHECKS, LARGEST_REWARD, is_outside, not_finite
 from rllib_dreamer.envs.deadline import Deadline, DeadlineExpired
 from rllib_dreamer.envs.success import last_info
+from rllib_dreamer.near_names import nearest
 from rllib_dreamer.spaces import flatten, is_image, leaf_spaces
 
 Options = TypeVar("Options")
@@ -26,16 +26,6 @@ StepResult = tuple[Any, float, bool, bool, dict[str, Any]]
 
 class EnvOutputError(ValueError):
     """An env returned something that is NaN, infinite or outside its declared space."""
-
-
-def nearest(name: str, known: Iterable[str], count: int = 5) -> str:
-    """Returns "did you mean ..." with the known names closest to `name`, or the first few."""
-    known = sorted(known)
-    by_lower_case = {entry.lower(): entry for entry in known}
-    close = difflib.get_close_matches(name.lower(), by_lower_case, n=count, cutoff=0.5)
-    if close:
-        return "did you mean " + ", ".join(repr(by_lower_case[entry]) for entry in close) + "?"
-    return "known are " + ", ".join(map(repr, known[:count])) + (", ..." if known[count:] else "")
 
 
 def import_extra(module: str, extra: str) -> ModuleType:
