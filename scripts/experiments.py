@@ -57,14 +57,14 @@ def _ablation(
     )
 
 
-_WALKER_BEFORE = ("model_size=1M", "gamma=0.996996996996997")
+_WALKER_BEFORE = ("model_size=1M", "gamma=0.996996996996997", "training_ratio=128")
 """Settings of tuned_examples/walker.py on a CPU until its present ones were found."""
 
 _WALKER_3M = (
     *("model_config.deter=1024", "model_config.hidden=128", "model_config.units=128"),
     *("model_config.classes=8", "model_config.depth=8", "gamma=0.99"),
 )
-"""Its present ones, stated before the size had a name."""
+"""Its present size and discount, stated before the size had a name."""
 
 EXPERIMENTS: dict[str, Experiment] = {
     "cartpole": Experiment(
@@ -98,7 +98,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         ),
         seeds=(4, 5),
         stops=({"seconds": 8_940},),
-        settings=_WALKER_3M,
+        settings=(*_WALKER_3M, "training_ratio=128"),
         reference="dmc_vision",
     ),
     "walker_vision_cpu_ratio64_150": Experiment(
