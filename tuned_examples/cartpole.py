@@ -22,7 +22,7 @@ config = (
         batch_length_T=32,
         lr=1e-3,
         warmup_updates=50,
-        precision="float32",  # so small a model is faster in it, with AMX too
+        precision="float32",  # bfloat16 gains nothing at this size, see docs/results.md
         learner_threads=1,  # two gain a quarter at best, and lose on shared cores
         replay_capacity=100_000,
     )
