@@ -152,6 +152,12 @@ def _check_image_sizes(specs: Mapping[str, ObsSpec], shrink: int) -> None:
     """Raises ValueError unless all images share one size, which the encoder divides by `shrink`."""
     sizes = {key: spec.shape[:2] for key, spec in specs.items() if spec.kind == "image"}
     for key, (h, w) in sizes.items():
+        channels = specs[key].shape[2]
+        if h < min(w, channels):
+            raise ValueError(
+                f"observation_space[{key!r}] is {h}x{w}x{channels}, a picture whose channels come "
+                "first: give height, width, channels, by np.moveaxis(picture, 0, -1)."
+            )
         if h % shrink or w % shrink or not (32 <= h <= 256 and 32 <= w <= 256):
             symbols = " (a grid of symbols: make it a float32 vector or a MultiDiscrete)"
             raise ValueError(

@@ -316,22 +316,27 @@ class DreamerConfig(AlgorithmConfig):
             "symlog_obs": symlog,
             "compile": self.compile,
             "loss": loss,
-            "initial_random_steps": self.initial_random_steps,
+            "initial_random_steps": 0 if self.in_evaluation else self.initial_random_steps,
         }
 
     def get_evaluation_config_object(self) -> AlgorithmConfig | None:
         """RLlib's config of the evaluation runners.
 
         They act greedily unless `evaluation_config` has its own `explore`, and film an episode if
-        films are wanted.
+        films are wanted. Each plays one env unless `evaluation_config` has a number: of several
+        the episodes that end first would be counted, which are the short ones.
         """
         from rllib_dreamer.evaluation.recorder import EpisodeRecorder
 
         config = super().get_evaluation_config_object()
         if config is None:
             return None
-        if "explore" not in (self.evaluation_config or {}):
+        own = self.evaluation_config or {}
+        if "explore" not in own:
             config.explore = False
+        counted = self.evaluation_duration_unit == "episodes" and self.evaluation_duration != "auto"
+        if counted and "num_envs_per_env_runner" not in own:
+            config.num_envs_per_env_runner = 1
         if self.video_interval_s is not None:
             given = config.callbacks_class
             others = list(given) if isinstance(given, (list, tuple)) else [given]

@@ -4,20 +4,42 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import reduce
+from operator import getitem
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.callbacks.callbacks import RLlibCallback
+from ray.rllib.core import DEFAULT_AGENT_ID, DEFAULT_MODULE_ID
 from ray.rllib.env.single_agent_env_runner import SingleAgentEnvRunner
 from ray.rllib.offline.offline_env_runner import OfflineSingleAgentEnvRunner
+from ray.rllib.utils.metrics import (
+    EPISODE_DURATION_SEC_MEAN,
+    EPISODE_LEN_MAX,
+    EPISODE_LEN_MEAN,
+    EPISODE_LEN_MIN,
+    EPISODE_RETURN_MAX,
+    EPISODE_RETURN_MEAN,
+    EPISODE_RETURN_MIN,
+)
 
 from rllib_dreamer.envs import checked_creator
 from rllib_dreamer.envs.success import SUCCESS_KEYS, success_of
 from rllib_dreamer.episode_averages import EPISODE_SUCCESS_MEAN
 
 _OF_SINGLE_ENVS = (gym.VectorizeMode.SYNC, gym.VectorizeMode.ASYNC)
+
+# RLlib's metrics of what an episode has: paths in its results.
+_OF_LENGTHS = ((EPISODE_LEN_MEAN,), (EPISODE_LEN_MIN,), (EPISODE_LEN_MAX,))
+_OF_RETURNS = (
+    *((EPISODE_RETURN_MEAN,), (EPISODE_RETURN_MIN,), (EPISODE_RETURN_MAX,)),
+    ("agent_episode_return_mean", DEFAULT_AGENT_ID),
+    ("module_episode_return_mean", DEFAULT_MODULE_ID),
+)
+_OF_SECONDS = ((EPISODE_DURATION_SEC_MEAN,),)
+_OF_SUCCESSES = ((EPISODE_SUCCESS_MEAN,),)
 
 
 @dataclass(frozen=True)
@@ -110,14 +132,29 @@ class DreamerEnvRunner(SingleAgentEnvRunner):
         return episodes
 
     def get_metrics(self) -> dict[str, Any]:
-        """RLlib's, and `episode_success_mean` over the episodes of envs that tell of success."""
-        window = self.config.metrics_num_episodes_for_smoothing
-        for episode in self._done_episodes_for_metrics:
-            earlier = self._ongoing_episodes_for_metrics.get(episode.id_, ())
-            success = Totals.of([*earlier, episode]).success
-            if success is not None:
-                self.metrics.log_value(EPISODE_SUCCESS_MEAN, float(success), window=window)
+        """RLlib's, over every episode that ended, and `episode_success_mean` of envs that tell.
+
+        RLlib's are over the latest `metrics_num_episodes_for_smoothing` episodes alone, and a call
+        in which one episode ended weighs as much as one in which many did. So each metric carries
+        all its values, which RLlib averages where those of all calls and runners meet.
+        """
+        ended = [
+            Totals.of([*self._ongoing_episodes_for_metrics.get(episode.id_, ()), episode])
+            for episode in self._done_episodes_for_metrics
+        ]
+        successes = [float(totals.success) for totals in ended if totals.success is not None]
+        if successes:
+            self.metrics.log_value(EPISODE_SUCCESS_MEAN, 0.0, reduce="mean", window=1)
         metrics: dict[str, Any] = super().get_metrics()
+        for names, values in (
+            (_OF_LENGTHS, [totals.length for totals in ended]),
+            (_OF_RETURNS, [totals.reward for totals in ended]),
+            (_OF_SECONDS, [totals.duration_s for totals in ended]),
+            (_OF_SUCCESSES, successes),
+        ):
+            for name in names if values else ():
+                stats: Any = reduce(getitem, name, metrics)
+                stats.values = list(values)
         return metrics
 
     def _try_env_reset(self, *, seed: int | None = None, options: dict | None = None) -> Any:

@@ -32,13 +32,14 @@ class EpisodeAverages:
 
         Args:
             ended: Episodes that ended in it; of none the statistics are not read.
-            statistics: Those over them, among others; what is missing is left out.
+            statistics: Those over them, among others; what is missing or NaN is left out.
 
         Returns:
             All of `STATISTICS`, NaN until an episode has ended that has it.
         """
         if ended:
-            found = {name: float(statistics[name]) for name in STATISTICS if name in statistics}
+            given = {name: float(statistics[name]) for name in STATISTICS if name in statistics}
+            found = {name: value for name, value in given.items() if not math.isnan(value)}
             self._iterations.append((ended, found))
         while sum(count for count, _ in self._iterations[1:]) >= self.window:
             del self._iterations[0]

@@ -40,19 +40,26 @@ class Experiment(NamedTuple):
     cuda: bool = False
 
 
+_CARTPOLE_BEFORE = (
+    *("precision=float32", "loss_scales.rec=1"),
+    *("lr=0.001", "gamma=0.996996996996997"),
+)
+"""Settings of tuned_examples/cartpole.py until its present ones were found."""
+
+
 def _ablation(
     protocol: str,
     *settings: str,
     seeds: tuple[int, ...] = (0, 1),
     baseline: str | None = "ablation_none",
 ) -> Experiment:
-    """CartPole-v1 for 15,000 agent steps in float32, with one thing changed."""
+    """CartPole-v1 for 15,000 agent steps, plain loss scales, float32, with one thing changed."""
     return Experiment(
         file="tuned_examples/cartpole.py",
         protocol=f"CartPole-v1, {protocol}",
         seeds=seeds,
         stops=({"agent_steps": 15_000},),
-        settings=("precision=float32", *settings),
+        settings=(*_CARTPOLE_BEFORE, *settings),
         baseline=baseline if settings else None,
     )
 
@@ -72,7 +79,20 @@ EXPERIMENTS: dict[str, Experiment] = {
         protocol="CartPole-v1, 10 minutes, two threads",
         seeds=(0, 1, 2),
         stops=({"seconds": 580},),
-        settings=("learner_threads=2",),
+        settings=(*_CARTPOLE_BEFORE, "learner_threads=2"),
+    ),
+    "cartpole_rec100": Experiment(
+        file="tuned_examples/cartpole.py",
+        protocol=(
+            "CartPole-v1, reconstruction loss x 100, discount 0.99, learning rate 4e-4, "
+            "10 minutes, two threads"
+        ),
+        seeds=(0, 1, 2),
+        stops=({"seconds": 580},),
+        settings=(
+            *("loss_scales.rec=100", "lr=0.0004", "gamma=0.99", "precision=float32"),
+            "learner_threads=2",
+        ),
     ),
     "walker_vision_cpu": Experiment(
         file="tuned_examples/walker.py",

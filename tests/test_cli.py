@@ -294,6 +294,33 @@ def test_a_cluster_may_grow(monkeypatch: pytest.MonkeyPatch) -> None:
             assert found is local
 
 
+@pytest.mark.parametrize("given", ["--ray-address", "RAY_ADDRESS"])
+@pytest.mark.parametrize(
+    ("address", "message"),
+    [
+        ("http://10.0.0.1:8265", "must be HOST:PORT or auto; from outside of the cluster send"),
+        ("ray://10.0.0.1:10001", "must be HOST:PORT or auto"),
+        ("127.0.0.1:1", "no Ray cluster answers there"),
+        ("nowhere", "no Ray cluster answers there"),
+    ],
+)
+def test_an_address_without_a_cluster_is_told_by_its_name(
+    monkeypatch: pytest.MonkeyPatch, given: str, address: str, message: str
+) -> None:
+    def fail(**options: Any) -> None:
+        assert options["address"] == address
+        raise ConnectionError if ":" in address else ValueError
+
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    monkeypatch.setattr("ray.init", fail)
+    monkeypatch.setenv("RAY_ADDRESS", "other" if given == "--ray-address" else address)
+    with (
+        pytest.raises(CommandError, match=f"{given} {address}: {message}"),
+        ray_session(address if given == "--ray-address" else None, verbose=True),
+    ):
+        pass
+
+
 def test_checkpoint_settings() -> None:
     given = options(keep_checkpoints_num=0, checkpoint_freq=7)
     made = checkpoint_config(given, DreamerConfig())

@@ -104,6 +104,38 @@ def test_a_name_is_given_once(command: Command) -> None:
     assert "add --resume, or choose another --name" in command.error()
 
 
+def test_one_command_begins_a_run_and_goes_on_with_it(
+    command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+    tune = train._run
+    monkeypatch.setattr(
+        train,
+        "_run",
+        lambda e, options, *rest: (seen.append(options.resume), tune(e, options, *rest))[1],
+    )
+    assert command("--name", "one", "--resume-or-start") == 0
+    assert command("--name", "one", "--resume-or-start") == 0
+    assert seen == [None, ""]
+    assert command.folders == [command.storage / "one"] * 2
+    assert command("--resume-or-start") == 2
+    assert "--resume-or-start: needs --name NAME" in command.error()
+    assert command("--resume-or-start", "--name", "one", "--resume") == 2
+    start_experiment(command.storage / "two", mark="another\n")
+    assert command("--name", "two", "--resume-or-start") == 2
+    assert "is a run of another" in command.error()
+
+
+def test_a_file_sent_along_with_a_job_is_known_by_its_name(command: Command) -> None:
+    """Ray unpacks it into a folder that is named by all files of the working directory."""
+    sent = [command.storage.parent / f"_ray_pkg_{number}" / "own.py" for number in "12"]
+    for file in sent:
+        file.parent.mkdir()
+        file.write_text(FILE)
+    assert command("--name", "one", file=sent[0]) == 0
+    assert command("--name", "one", "--resume", file=sent[1]) == 0
+
+
 def test_a_name_of_a_command_that_was_killed_before_training_is_free(command: Command) -> None:
     (command.storage / "one").mkdir(parents=True)
     (command.storage / "one" / "rllib_dreamer.lock").touch()

@@ -158,11 +158,14 @@ def test_resume_goes_back_to_the_checkpoint_named(
 
 
 def test_ctrl_c_leaves_a_checkpoint_and_kill_9_can_be_resumed(tmp_path: Path) -> None:
+    """Of a file with a module of its own beside it."""
     file, folder = tmp_path / "own.py", tmp_path / "run"
-    file.write_text(PPO_FILE)
+    env = "class OwnEnv(gymnasium.Wrapper):\n    pass\n"
+    (tmp_path / "beside.py").write_text(f"import gymnasium\n{env}")
+    file.write_text(PPO_FILE.replace(env, "from beside import OwnEnv\n"))
     words = ["train", "file", file, "--storage-path", tmp_path, "--name", "run"]
     process = start(*words, "--checkpoint-freq", 5, "--stop", "{}")
-    wait_for(lambda: len(marks(folder)) >= 2)
+    wait_for(lambda: len(marks(folder)) >= 2 and any(folder.glob("*/progress.csv")))
     process.kill()
     finish(process)
     saved = max(marks(folder))

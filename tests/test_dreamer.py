@@ -15,6 +15,7 @@ from tiny import (
     CONTINUOUS,
     IMAGE,
     CountingEnv,
+    LengtheningEnv,
     RandomEnv,
     agent_of,
     assert_acting_with,
@@ -218,6 +219,25 @@ def test_evaluation_acts_greedily_unless_it_is_told_to_explore(explore: bool | N
     assert len(evaluation) >= 3 * 7
     assert set(evaluation) == {"sampled" if explore else "greedy"}
     assert training == ["sampled"]
+
+
+def test_evaluation_is_over_all_its_episodes_one_after_the_other() -> None:
+    """Not over the latest few, nor over those that end first of several envs."""
+    config = tiny_config(LengtheningEnv, training={"initial_random_steps": 10**6})
+    config.env_runners(num_envs_per_env_runner=4)
+    config.reporting(metrics_num_episodes_for_smoothing=2)
+    config.evaluation(evaluation_interval=1, evaluation_duration=5)
+    with built(config) as algo:
+        result = algo.train()["evaluation"]["env_runners"]
+        assert result["num_episodes"] == 5
+        assert result["episode_len_mean"] == 3
+        assert algo.eval_env_runner.num_envs == 1
+    config.evaluation(evaluation_config={"num_envs_per_env_runner": 2, "explore": True})
+    with built(config) as algo:
+        kinds = watch_acting(algo.eval_env_runner.module.agent)
+        assert algo.train()["evaluation"]["env_runners"]["episode_len_max"] == 3
+        assert algo.eval_env_runner.num_envs == 2
+        assert set(kinds) == {"sampled"}  # the random steps are training's
 
 
 def test_evaluation_needs_env_runners_of_its_own() -> None:

@@ -185,6 +185,35 @@ def test_the_share_of_successes_is_a_metric(
     assert (found and found.peek()) == (expected and pytest.approx(expected))
 
 
+def test_metrics_are_over_every_episode_that_ended(runner_of: Any) -> None:
+    config = tiny.tiny_config(tiny.LengtheningEnv).reporting(metrics_num_episodes_for_smoothing=2)
+    runner = runner_of(config)
+    returns = [episode.get_return() for episode in runner.sample(num_episodes=5)]
+    metrics = runner.get_metrics()
+    for name, values in (("len", [1, 2, 3, 4, 5]), ("return", returns)):
+        for end, of in (("mean", np.mean), ("min", np.min), ("max", np.max)):
+            assert metrics[f"episode_{name}_{end}"].peek() == pytest.approx(of(values))
+    for kind, who in (("agent", "default_agent"), ("module", "default_policy")):
+        stats = metrics[f"{kind}_episode_return_mean"][who]
+        assert stats.peek() == pytest.approx(np.mean(returns))
+    assert metrics["episode_success_mean"].peek() == 1.0
+    assert metrics["episode_duration_sec_mean"].peek() > 0
+    assert np.isnan(runner.get_metrics()["episode_return_mean"].peek())
+
+
+@pytest.mark.parametrize("fragment", [1, 3])
+def test_every_episode_of_an_iteration_counts_once(fragment: int) -> None:
+    """However many of them end in one call: in steps 1 to 3 the first two, 4 to 6 the third."""
+    config = tiny.tiny_config(tiny.LengtheningEnv)
+    config.env_runners(rollout_fragment_length=fragment)
+    config.reporting(min_sample_timesteps_per_iteration=15, metrics_num_episodes_for_smoothing=100)
+    with tiny.built(config) as algo:
+        results = algo.train()["env_runners"]
+    assert results["num_episodes"] == 5
+    assert results["episode_len_mean"] == 3
+    assert (results["episode_len_min"], results["episode_len_max"]) == (1, 5)
+
+
 def test_a_fault_in_training_stops_it_and_leaves_whole_steps_in_the_replay(tmp_path: Any) -> None:
     with tiny.built(config_of(tmp_path, "nan")) as algo:
         algo.train()

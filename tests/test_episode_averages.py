@@ -38,6 +38,8 @@ def test_what_is_missing_is_left_out() -> None:
     latest = averages.add(1, {"episode_return_mean": 2.0})
     assert (latest["episode_return_mean"], latest["episode_return_max"]) == (1.5, 3.0)
     assert math.isnan(latest["episode_return_min"])
+    latest = averages.add(1, {"episode_return_mean": math.nan, "episode_return_max": 4.0})
+    assert (latest["episode_return_mean"], latest["episode_return_max"]) == (1.5, 4.0)
 
 
 @pytest.mark.parametrize("before", [1, 2, 4])

@@ -23,7 +23,7 @@ from rllib_dreamer import cli
 from rllib_dreamer.cli import app as cli_app
 from rllib_dreamer.cli.evaluate import environment, summary_lines
 from rllib_dreamer.evaluation.environments import build_env
-from rllib_dreamer.evaluation.episodes import Rules
+from rllib_dreamer.evaluation.episodes import Rules, play
 from rllib_dreamer.evaluation.page import evaluation_page
 from rllib_dreamer.evaluation.run import evaluate, write_results
 from rllib_dreamer.evaluation.statistics import summarize_episodes
@@ -250,6 +250,19 @@ class TestCommand:
         monkeypatch.chdir(tmp_path)
         words = [word.format(saved=saved, tmp=tmp_path) for word in words]
         assert message in fails(capsys, "evaluate", *words)
+
+    def test_an_env_of_an_unnamed_file_asks_for_it(
+        self, saved: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        monkeypatch.setattr("rllib_dreamer.cli.evaluate.environment", lambda *_: ("corridor", {}))
+        line = fails(capsys, "evaluate", str(saved))
+        assert "Unknown env 'corridor'" in line
+        assert "ray.tune.register_env(name, creator). Give the file that does so: --file" in line
+
+    def test_pictures_of_a_long_episode_end(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("rllib_dreamer.evaluation.episodes.MAX_FRAMES", 3)
+        (episode,) = play(make_policy(), [build_env(Walk)], 1, Rules(max_steps=5))
+        assert episode.length == 5 and episode.frames is not None and len(episode.frames) == 3
 
     @pytest.mark.parametrize("at", ["reset", "step"])
     def test_an_env_that_raises_takes_one_line(

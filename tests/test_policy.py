@@ -20,6 +20,7 @@ import torch
 from gymnasium import spaces
 from ray.rllib.core.rl_module.rl_module import RLModule
 from ray.rllib.utils.spaces.space_utils import unsquash_action
+from ray.tune import Checkpoint
 from tiny import IMAGE, MIXED, RandomEnv, built, tiny_config
 from walking import ACTIONS
 
@@ -317,6 +318,7 @@ class TestCheckpoints:
         monkeypatch.chdir(saved.parent)
         assert find_checkpoint("checkpoint_000000").resolve() == saved
         DreamerPolicy.from_checkpoint("checkpoint_000000")
+        assert DreamerPolicy.from_checkpoint(Checkpoint.from_directory(str(saved))).about
 
     def test_takes_the_best_the_last_and_no_unfinished_one(
         self, copy: Path, tmp_path: Path
@@ -387,6 +389,8 @@ class TestCheckpoints:
             find_checkpoint("best", storage=tmp_path)
         with pytest.raises(ValueError, match="which: got 'first'; must be one of best, last"):
             find_checkpoint(tmp_path, "first")
+        with pytest.raises(ValueError, match="s3://bucket/a is not on this machine; copy the fold"):
+            find_checkpoint("s3://bucket/a")
 
     def test_refuses_a_half_written_one(self, copy: Path) -> None:
         (copy / checkpoint.MANIFEST).unlink()

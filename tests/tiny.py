@@ -89,6 +89,17 @@ class CountingEnv(gym.Env):
         return obs, float(action.sum()), over, False, {"success": over}
 
 
+class LengtheningEnv(CountingEnv):
+    """Its first episode has one step, each later one a step more than the one before."""
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        super().__init__({"length": 0})
+
+    def reset(self, *, seed: int | None = None, options: dict | None = None) -> Any:
+        self.length += 1
+        return super().reset(seed=seed, options=options)
+
+
 def tiny_config(
     env: type[gym.Env] = RandomEnv,
     *,

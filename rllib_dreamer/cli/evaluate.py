@@ -18,7 +18,7 @@ from rllib_dreamer.cli.errors import CommandError, RunFailed
 from rllib_dreamer.cli.experiment import import_file
 from rllib_dreamer.cli.folders import make_dated_folder
 from rllib_dreamer.cli.session import prepare
-from rllib_dreamer.envs import shares_options
+from rllib_dreamer.envs import register_envs, shares_options, validate_env_name
 from rllib_dreamer.evaluation.episodes import Rules
 from rllib_dreamer.evaluation.run import Evaluation, evaluate, write_results
 from rllib_dreamer.policy.checkpoint_reader import DEFAULT_STORAGE, find_checkpoint
@@ -81,6 +81,8 @@ def evaluate_command(
     with _errors_in_one_line():
         policy = _load(checkpoint, which, storage_path, device, console)
         source, config = environment(policy, env, changes)
+        if file is None:
+            _require_known(source)
         folder = _make(save_dir)
         evaluation = _play(policy, source, config, console, episodes, num_envs, rules)
         _show(console, *summary_lines(evaluation))  # first: the disk may be full
@@ -190,6 +192,17 @@ def environment(
         raise CommandError("the policy does not say where it was trained; use --env NAME")
     config = policy.env_config if env is None or shares_options(env, trained) else {}
     return env or trained, {**config, **changes}
+
+
+def _require_known(env: Any) -> None:
+    """Refuses a name that only the training's file could register."""
+    if not isinstance(env, str):
+        return
+    register_envs()
+    try:
+        validate_env_name(env)
+    except ValueError as error:
+        raise CommandError(f"{error} Give the file that does so: --file FILE.py") from error
 
 
 def _play(

@@ -170,7 +170,7 @@ def find_experiments(path: str, storage: Path, name: str | None, mark: Mark) -> 
     """
     if path or name is not None:
         folder = _experiment_at(Path(path)) if path else storage / str(name)
-        if folder is None or not _is_experiment(folder):
+        if folder is None or not is_experiment(folder):
             raise CommandError(f"--resume: {_missing(path, storage, name)}")
         _check_mark(folder, mark)
         return [folder]
@@ -182,6 +182,11 @@ def find_experiments(path: str, storage: Path, name: str | None, mark: Mark) -> 
     return sorted(found, key=_age, reverse=True)
 
 
+def is_experiment(folder: Path) -> bool:
+    """Whether a folder is that of an experiment which Tune has begun."""
+    return folder.is_dir() and bool(state_files(folder))
+
+
 def state_files(experiment: Path) -> list[Path]:
     """The state files of an experiment, one a session, newest first."""
     return sorted(experiment.glob(_STATE_FILES), reverse=True)
@@ -190,7 +195,7 @@ def state_files(experiment: Path) -> list[Path]:
 def _experiment_at(path: Path) -> Path | None:
     """The experiment that a path is, or that it lies in; None if there is none."""
     start = path.expanduser().resolve()
-    return next((f for f in (start, *start.parents[:2]) if _is_experiment(f)), None)
+    return next((f for f in (start, *start.parents[:2]) if is_experiment(f)), None)
 
 
 def _missing(path: str, storage: Path, name: str | None) -> str:
@@ -227,8 +232,4 @@ def _experiments(storage: Path) -> list[Path]:
     """All experiments in a folder."""
     if not storage.is_dir():
         return []
-    return [folder for folder in storage.iterdir() if _is_experiment(folder)]
-
-
-def _is_experiment(folder: Path) -> bool:
-    return folder.is_dir() and bool(state_files(folder))
+    return [folder for folder in storage.iterdir() if is_experiment(folder)]

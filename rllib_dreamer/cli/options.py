@@ -99,6 +99,14 @@ class TrainOptions:
             help="Go on with an experiment; without PATH the newest one (of --name).",
         ),
     ] = None
+    resume_or_start: Annotated[
+        bool,
+        typer.Option(
+            "--resume-or-start",
+            rich_help_panel=_SAVE,
+            help="Go on with --name NAME, or begin it; for schedulers that repeat a command.",
+        ),
+    ] = False
     checkpoint_freq: Annotated[
         int | None,
         typer.Option(

@@ -7,9 +7,11 @@ import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import ray
+from ray.job_config import JobConfig
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 
 from rllib_dreamer.cli.errors import CommandError
@@ -21,21 +23,29 @@ _LOGGERS = ("ray", "ray.tune", "ray.rllib", "ray.train")
 
 
 @contextmanager
-def ray_session(address: str | None, verbose: bool) -> Iterator[bool]:
+def ray_session(address: str | None, verbose: bool, modules: Path | None = None) -> Iterator[bool]:
     """Starts or joins Ray, and leaves it afterwards unless it ran before.
 
     Args:
         address: A running cluster; None starts Ray on this machine (or follows RAY_ADDRESS).
         verbose: Show the logs of Ray and of all workers.
+        modules: Folder whose modules the workers find too, as those beside a Python script.
 
     Yields:
         Whether Ray is that of this machine alone, so that what it has now is all it will have.
 
     Raises:
-        CommandError: If there is no cluster at the address.
+        CommandError: If there is no cluster at the address, or it is that of something else.
     """
     prepare(verbose)
-    local = address is None and not os.environ.get("RAY_ADDRESS")
+    given = "RAY_ADDRESS" if address is None else "--ray-address"
+    address = address or os.environ.get("RAY_ADDRESS")
+    local = not address
+    if "://" in (address or ""):
+        raise CommandError(
+            f"{given} {address}: must be HOST:PORT or auto; from outside of the cluster send the "
+            "command as a job, ray job submit --address http://HOST:8265 -- rllib train ..."
+        )
     if ray.is_initialized():
         yield local
         return
@@ -47,10 +57,13 @@ def ray_session(address: str | None, verbose: bool) -> Iterator[bool]:
         ray.init(
             log_to_driver=verbose,
             logging_level=logging.INFO if verbose else logging.ERROR,
+            job_config=JobConfig(_py_driver_sys_path=[str(modules)] if modules else None),
             **options,
         )
-    except ConnectionError as error:
-        raise CommandError(f"--ray-address {address}: no Ray cluster answers there") from error
+    except (ConnectionError, ValueError) as error:
+        if local:
+            raise
+        raise CommandError(f"{given} {address}: no Ray cluster answers there") from error
     try:
         yield local
     finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import os
 import sys
@@ -28,6 +29,7 @@ from rllib_dreamer.cli.folders import (
     Mark,
     find_experiments,
     holding,
+    is_experiment,
     make_dated_folder,
     make_folder,
 )
@@ -90,6 +92,8 @@ def run_experiment(experiment: Experiment, options: TrainOptions) -> None:
         RunFailed: If a trial failed for good.
         typer.Exit: With 130 if Ctrl-C ended the run.
     """
+    if options.resume_or_start:
+        options = _resume_or_start(options)
     if options.resume is not None and options.num_samples != 1:
         raise CommandError("--num-samples is for new runs; with --resume leave it away")
     loggers = wandb_loggers(options)
@@ -109,7 +113,8 @@ def _run_in(
     condition = StopCondition(experiment.limits)
     display = ProgressDisplay(console, experiment.limits)
 
-    with ray_session(options.ray_address, options.verbose) as local:
+    modules = None if experiment.file is None else experiment.file.resolve().parent
+    with ray_session(options.ray_address, options.verbose, modules) as local:
         lacks = next(filter(None, map(lacking_resources, samples(config))), None)
         if lacks and local:
             raise CommandError(lacks)
@@ -190,9 +195,19 @@ def _folders(experiment: Experiment, options: TrainOptions) -> list[Path]:
         raise CommandError(f"--storage-path: {error.filename}: {error.strerror}") from error
 
 
+def _resume_or_start(options: TrainOptions) -> TrainOptions:
+    """Decides by whether there is an experiment of that name."""
+    if not options.name or options.resume is not None:
+        raise CommandError("--resume-or-start: needs --name NAME, and no --resume beside it")
+    begun = is_experiment(_storage(options.storage_path or DEFAULT_STORAGE) / options.name)
+    return dataclasses.replace(options, resume="" if begun else None)
+
+
 def _mark(experiment: Experiment) -> Mark:
-    file = experiment.file
-    return Mark(experiment.name, None if file is None else file.resolve())
+    """Of a file that was sent along with a job the name alone: its folder is another each time."""
+    file = experiment.file and experiment.file.resolve()
+    sent = file is not None and any(part.startswith("_ray_pkg_") for part in file.parts)
+    return Mark(experiment.name, None if sent else file)
 
 
 def _storage(given: str) -> Path:

@@ -19,6 +19,9 @@ from rllib_dreamer.envs import (
 from rllib_dreamer.envs.gymnasium import quiet_pygame
 from rllib_dreamer.spaces import is_image, leaf_spaces
 
+MAX_FRAMES = 3000
+"""Pictures that are kept of an episode; later ones are left out."""
+
 _LARGEST_FRAME = 256  # pixels of the shorter side that are kept of a rendered frame, at most
 
 

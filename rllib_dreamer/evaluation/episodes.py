@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rllib_dreamer.envs.success import success_of
-from rllib_dreamer.evaluation.environments import frame_of
+from rllib_dreamer.evaluation.environments import MAX_FRAMES, frame_of
 from rllib_dreamer.policy.policy import DreamerPolicy
 from rllib_dreamer.spaces import flatten, unflatten
 
@@ -32,7 +32,8 @@ class Episode:
         terminated: Whether the environment ended it.
         cut: Whether the evaluation ended it, by its limit of steps.
         success: Whether the environment told a success at any time; None if it tells nothing.
-        frames: (T + 1, h, w, C) uint8 pictures, or None where nothing can be drawn.
+        frames: (T + 1, h, w, C) uint8 pictures, of a long episode the first `MAX_FRAMES`; None
+            where nothing can be drawn.
     """
 
     index: int
@@ -194,6 +195,8 @@ class _Row:
     def _see(self, obs: Any) -> None:
         leaves = {key: np.array(x) for key, x in flatten(obs, self.space).items()}
         self.obs.append(leaves)
-        frame = frame_of(self.env, leaves, self.space) if self.rules.draw else None
+        if not self.rules.draw or len(self.frames) >= MAX_FRAMES:
+            return
+        frame = frame_of(self.env, leaves, self.space)
         if frame is not None:
             self.frames.append(frame)

@@ -17,18 +17,16 @@ from ray.rllib.callbacks.callbacks import RLlibCallback
 from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.core.learner.learner import Learner
 
-from rllib_dreamer.evaluation.environments import frame_of
+from rllib_dreamer.evaluation.environments import MAX_FRAMES, frame_of
 from rllib_dreamer.policy import imagination
 from rllib_dreamer.policy.policy import SeededNoise
 from rllib_dreamer.spaces import flatten
 
 EPISODE = "episode_frames"
-"""Metric of an evaluation runner: the frames (T, h, w, C) of an episode."""
+"""Metric of an evaluation runner: a list of the frames (T, h, w, C) of episodes."""
 
 VIDEOS = "videos"
 """Folder of a trial's films, and key of a result: name of a film -> its file."""
-
-_MAX_FRAMES = 3000  # of an episode; later ones are left out
 
 
 class EpisodeRecorder(RLlibCallback):
@@ -58,11 +56,12 @@ class EpisodeRecorder(RLlibCallback):
     def on_episode_end(self, *, metrics_logger: Any, env_index: int, **kwargs: Any) -> None:
         """Hands the recording over."""
         if env_index == 0 and self._frames:
-            metrics_logger.log_value(EPISODE, np.stack(self._frames), reduce="item")
+            frames = np.stack(self._frames)
+            metrics_logger.log_value(EPISODE, frames, reduce="item_series", window=1)
             self._frames, self._recorded_at = None, time.monotonic()
 
     def _see(self, env_index: int, *, episode: Any, env: Any, **kwargs: Any) -> None:
-        if env_index or self._frames is None or len(self._frames) >= _MAX_FRAMES:
+        if env_index or self._frames is None or len(self._frames) >= MAX_FRAMES:
             return
         space = episode.observation_space
         single = env.envs[0] if hasattr(env, "envs") else None  # environments in processes cannot

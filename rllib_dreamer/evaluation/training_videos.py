@@ -73,9 +73,12 @@ class TrainingVideos:
         """Films what an iteration brought; takes pictures out of its result and puts files in."""
         step = result["dreamer"]["env_steps"]
         evaluated = result.get(EVALUATION_RESULTS, {}).get(ENV_RUNNER_RESULTS, {})
-        episode = evaluated.pop(EPISODE, None)
-        if episode is not None:
-            self._submit(Film("evaluation_episode", episode, _FPS, step))
+        episodes = evaluated.pop(EPISODE, None)
+        # RLlib would keep them, to report them with the next training results as well.
+        metric = (EVALUATION_RESULTS, ENV_RUNNER_RESULTS, EPISODE)
+        self._algorithm.metrics.delete(*metric, key_error=False)
+        if isinstance(episodes, list) and episodes:  # NaN if none was recorded
+            self._submit(Film("evaluation_episode", episodes[-1], _FPS, step))
         learned = result["dreamer"]["updates"] and self._algorithm.replay.num_sequences
         if learned and time.monotonic() >= self._due_at:
             self._film_open_loop(step)

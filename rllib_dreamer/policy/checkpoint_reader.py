@@ -48,6 +48,11 @@ def find_checkpoint(
         which, folder = str(path), _newest_experiment(Path(storage).expanduser())
     else:
         folder = Path(path).expanduser()
+    if "://" in str(path):
+        raise ValueError(
+            f"checkpoint: {path} is not on this machine; copy the folder here and give its path. "
+            "Its folder `replay` may be left out."
+        )
     if not folder.exists():
         raise ValueError(f"checkpoint: {folder} does not exist; give the folder of a checkpoint.")
     folder = folder.parent if folder.is_file() else folder

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import gymnasium as gym
 import numpy as np
@@ -30,6 +30,9 @@ from rllib_dreamer.policy.value_checks import (
     leading_axes,
 )
 from rllib_dreamer.spaces import canonical, is_image, leaf_spaces, restore, unflatten
+
+if TYPE_CHECKING:
+    from ray.tune import Checkpoint
 
 
 class Imagination(NamedTuple):
@@ -114,7 +117,7 @@ class DreamerPolicy:
     @classmethod
     def from_checkpoint(
         cls,
-        path: str | Path,
+        path: str | Path | Checkpoint,
         *,
         which: str = "best",
         device: str | torch.device = "cpu",
@@ -126,8 +129,9 @@ class DreamerPolicy:
         that holds none.
 
         Args:
-            path: A checkpoint, the folder of a trial or experiment, an exported policy, or "best"
-                or "last" for the newest experiment in ~/ray_results.
+            path: A checkpoint (a folder, or one of Tune on this machine), the folder of a trial or
+                experiment, an exported policy, or "best" or "last" for the newest experiment in
+                ~/ray_results.
             which: Of several checkpoints the "best" by mean return, as `rllib evaluate` takes it
                 (the last where none is known), or the "last".
             device: Where to compute.
@@ -139,6 +143,7 @@ class DreamerPolicy:
         """
         from rllib_dreamer.policy.export import is_exported
 
+        path = getattr(path, "path", path)  # of a `ray.tune.Checkpoint`
         if is_exported(Path(path).expanduser()):
             return cls.load(path, device=device, seed=seed)
         from rllib_dreamer.policy.checkpoint_reader import find_checkpoint, read_checkpoint
