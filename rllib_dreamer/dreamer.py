@@ -391,9 +391,12 @@ class DreamerTorch(Algorithm):
         Raises:
             RuntimeError: If remote learners refuse it; a local one raises its own error.
         """
+        from rllib_dreamer.evaluation.recorder import forget_episodes
+
         self._take_any_weights()
         with telling_refusals(self.learner_group, "given"):
             super().set_state(state)
+        forget_episodes(self.metrics)
         if "dreamer" in state:
             ours = state["dreamer"]
             self._agent_steps, self._updates = ours["agent_steps"], ours["updates"]

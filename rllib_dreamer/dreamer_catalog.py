@@ -155,8 +155,8 @@ def _check_image_sizes(specs: Mapping[str, ObsSpec], shrink: int) -> None:
         channels = specs[key].shape[2]
         if h < min(w, channels):
             raise ValueError(
-                f"observation_space[{key!r}] is {h}x{w}x{channels}, a picture whose channels come "
-                "first: give height, width, channels, by np.moveaxis(picture, 0, -1)."
+                f"observation_space[{key!r}] is {h}x{w}x{channels}, like a picture with its "
+                "channels first: give height, width, channels, by np.moveaxis(picture, 0, -1)."
             )
         if h % shrink or w % shrink or not (32 <= h <= 256 and 32 <= w <= 256):
             symbols = " (a grid of symbols: make it a float32 vector or a MultiDiscrete)"

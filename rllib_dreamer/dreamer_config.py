@@ -103,6 +103,7 @@ class DreamerConfig(AlgorithmConfig):
         self.min_time_s_per_iteration = 5
         self.delay_between_env_runner_restarts_s = 5.0  # all other runners wait for it
         self.env_runner_restore_timeout_s = 600.0
+        self.evaluation_sample_timeout_s = 3600.0
         self.metrics_num_episodes_for_smoothing = 10
         self.enable_rl_module_and_learner = True
         self.enable_env_runner_and_connector_v2 = True
@@ -323,8 +324,9 @@ class DreamerConfig(AlgorithmConfig):
         """RLlib's config of the evaluation runners.
 
         They act greedily unless `evaluation_config` has its own `explore`, and film an episode if
-        films are wanted. Each plays one env unless `evaluation_config` has a number: of several
-        the episodes that end first would be counted, which are the short ones.
+        films are wanted. Where episodes are counted, each runner plays them in one env unless
+        `evaluation_config` says otherwise: of several envs those that end first would be counted,
+        the short ones.
         """
         from rllib_dreamer.evaluation.recorder import EpisodeRecorder
 

@@ -31,15 +31,19 @@ from rllib_dreamer.episode_averages import EPISODE_SUCCESS_MEAN
 
 _OF_SINGLE_ENVS = (gym.VectorizeMode.SYNC, gym.VectorizeMode.ASYNC)
 
-# RLlib's metrics of what an episode has: paths in its results.
-_OF_LENGTHS = ((EPISODE_LEN_MEAN,), (EPISODE_LEN_MIN,), (EPISODE_LEN_MAX,))
-_OF_RETURNS = (
-    *((EPISODE_RETURN_MEAN,), (EPISODE_RETURN_MIN,), (EPISODE_RETURN_MAX,)),
-    ("agent_episode_return_mean", DEFAULT_AGENT_ID),
-    ("module_episode_return_mean", DEFAULT_MODULE_ID),
-)
-_OF_SECONDS = ((EPISODE_DURATION_SEC_MEAN,),)
-_OF_SUCCESSES = ((EPISODE_SUCCESS_MEAN,),)
+#: Path of each metric of episodes in a runner's results -> the field of `Totals` that it is of.
+_METRICS = {
+    (EPISODE_LEN_MEAN,): "length",
+    (EPISODE_LEN_MIN,): "length",
+    (EPISODE_LEN_MAX,): "length",
+    (EPISODE_RETURN_MEAN,): "reward",
+    (EPISODE_RETURN_MIN,): "reward",
+    (EPISODE_RETURN_MAX,): "reward",
+    ("agent_episode_return_mean", DEFAULT_AGENT_ID): "reward",
+    ("module_episode_return_mean", DEFAULT_MODULE_ID): "reward",
+    (EPISODE_DURATION_SEC_MEAN,): "duration_s",
+    (EPISODE_SUCCESS_MEAN,): "success",
+}
 
 
 @dataclass(frozen=True)
@@ -132,29 +136,25 @@ class DreamerEnvRunner(SingleAgentEnvRunner):
         return episodes
 
     def get_metrics(self) -> dict[str, Any]:
-        """RLlib's, over every episode that ended, and `episode_success_mean` of envs that tell.
+        """RLlib's, over every episode that ended, and `episode_success_mean` where the env tells.
 
-        RLlib's are over the latest `metrics_num_episodes_for_smoothing` episodes alone, and a call
-        in which one episode ended weighs as much as one in which many did. So each metric carries
-        all its values, which RLlib averages where those of all calls and runners meet.
+        RLlib's own are over the latest `metrics_num_episodes_for_smoothing` episodes alone, and a
+        call in which one episode ended weighs as much as one in which many did. So each metric
+        carries all its values, which RLlib averages where those of all calls and runners meet.
         """
         ended = [
             Totals.of([*self._ongoing_episodes_for_metrics.get(episode.id_, ()), episode])
             for episode in self._done_episodes_for_metrics
         ]
-        successes = [float(totals.success) for totals in ended if totals.success is not None]
-        if successes:
+        if any(totals.success is not None for totals in ended):  # makes the metric, empty as yet
             self.metrics.log_value(EPISODE_SUCCESS_MEAN, 0.0, reduce="mean", window=1)
         metrics: dict[str, Any] = super().get_metrics()
-        for names, values in (
-            (_OF_LENGTHS, [totals.length for totals in ended]),
-            (_OF_RETURNS, [totals.reward for totals in ended]),
-            (_OF_SECONDS, [totals.duration_s for totals in ended]),
-            (_OF_SUCCESSES, successes),
-        ):
-            for name in names if values else ():
-                stats: Any = reduce(getitem, name, metrics)
-                stats.values = list(values)
+        for path, field in _METRICS.items():
+            values = [getattr(totals, field) for totals in ended]
+            known = [float(value) for value in values if value is not None]
+            if known:
+                stats: Any = reduce(getitem, path, metrics)
+                stats.values = known
         return metrics
 
     def _try_env_reset(self, *, seed: int | None = None, options: dict | None = None) -> Any:

@@ -393,15 +393,13 @@ class Replay:
             skip = 0
             self._storage.clear()
         self._index = self._new_index()
-        self._index.begin_restore(state, skip)
         start = 0
-        for number, held in state["chunks"][skip:]:
+        for number, held in self._index.restore(state, skip):
             if data is None:
                 list(self._index.extend(number, held))  # in place already
             else:
                 self._append(number, data, start, held)
             start += held
-        self._index.end_restore(state)
         self._rng.bit_generator.state = metadata["rng"]
         self._inserts, self._samples = metadata["inserts"], metadata["samples"]
 

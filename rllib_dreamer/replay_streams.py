@@ -288,15 +288,18 @@ class StreamIndex:
             "windows": [list(window) for window in self._windows],
         }
 
-    def begin_restore(self, state: Mapping[str, Any], skip: int = 0) -> None:
-        """Puts back the streams of a state, still empty; the index must be a new one.
+    def restore(self, state: Mapping[str, Any], skip: int = 0) -> Iterator[tuple[int, int]]:
+        """Puts back a state; the index must be a new one.
 
-        Afterwards each of `state["chunks"][skip:]` is given to `extend`, and `end_restore` is
-        called. Ring and sequences may have other lengths than those of the state.
+        Ring and sequences may have other lengths than those of the state.
 
         Args:
             state: From `get_state`.
             skip: Number of oldest chunks that are not there any more.
+
+        Yields:
+            (stream number, steps held) of each other chunk, for which the caller calls `extend`
+            before it goes on.
         """
         self._restoring = True  # a stream evicted down to nothing may still get newer chunks
         self._next_stream = state["next_stream"]
@@ -307,9 +310,8 @@ class StreamIndex:
         for number, held in state["chunks"][:skip]:
             self.streams[number].start += held
             self.streams[number].stop += held
-
-    def end_restore(self, state: Mapping[str, Any]) -> None:
-        """Puts back open episodes and the online queue, once the chunks are in place."""
+        for number, held in state["chunks"][skip:]:
+            yield number, held
         self._restoring = False
         same = self.sequence_length == state["sequence_length"]
         for entry in state["streams"]:

@@ -53,7 +53,7 @@ def _ablation(
     seeds: tuple[int, ...] = (0, 1),
     baseline: str | None = "ablation_none",
 ) -> Experiment:
-    """CartPole-v1 for 15,000 agent steps, plain loss scales, float32, with one thing changed."""
+    """CartPole-v1 for 15,000 agent steps, the example's earlier settings, one thing changed."""
     return Experiment(
         file="tuned_examples/cartpole.py",
         protocol=f"CartPole-v1, {protocol}",

@@ -116,8 +116,9 @@ def test_one_command_begins_a_run_and_goes_on_with_it(
     )
     assert command("--name", "one", "--resume-or-start") == 0
     assert command("--name", "one", "--resume-or-start") == 0
-    assert seen == [None, ""]
-    assert command.folders == [command.storage / "one"] * 2
+    assert command("--name", "one", "--resume-or-start", "--num-samples", 3) == 0
+    assert seen == [None, "", ""]
+    assert command.folders == [command.storage / "one"] * 3
     assert command("--resume-or-start") == 2
     assert "--resume-or-start: needs --name NAME" in command.error()
     assert command("--resume-or-start", "--name", "one", "--resume") == 2
@@ -138,7 +139,8 @@ def test_a_file_sent_along_with_a_job_is_known_by_its_name(command: Command) -> 
 
 def test_a_name_of_a_command_that_was_killed_before_training_is_free(command: Command) -> None:
     (command.storage / "one").mkdir(parents=True)
-    (command.storage / "one" / "rllib_dreamer.lock").touch()
+    for first in ("rllib_dreamer.lock", "tuner.pkl"):
+        (command.storage / "one" / first).touch()
     assert command("--name", "one") == 0
 
 

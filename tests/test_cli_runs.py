@@ -162,6 +162,7 @@ def test_ctrl_c_leaves_a_checkpoint_and_kill_9_can_be_resumed(tmp_path: Path) ->
     file, folder = tmp_path / "own.py", tmp_path / "run"
     env = "class OwnEnv(gymnasium.Wrapper):\n    pass\n"
     (tmp_path / "beside.py").write_text(f"import gymnasium\n{env}")
+    (tmp_path / "gymnasium.py").write_text("raise ImportError('it hides the package')\n")
     file.write_text(PPO_FILE.replace(env, "from beside import OwnEnv\n"))
     words = ["train", "file", file, "--storage-path", tmp_path, "--name", "run"]
     process = start(*words, "--checkpoint-freq", 5, "--stop", "{}")

@@ -98,7 +98,10 @@ def catalog(obs: gym.Space = VECTOR, action: gym.Space = DISCRETE, **model: Any)
         (spaces.Box(0, 255, (40, 32, 3), np.uint8), "image of 40x32: .* multiples of 16"),
         (spaces.Box(0, 255, (16, 16, 3), np.uint8), "resize it, .* grid of symbols"),
         (spaces.Box(0, 255, (272, 64, 3), np.uint8), "between 32 and 256"),
-        (spaces.Box(0, 255, (3, 64, 64), np.uint8), r"is 3x64x64, a picture whose channels come"),
+        (
+            spaces.Box(0, 255, (3, 64, 64), np.uint8),
+            r"is 3x64x64, like a picture with its channels",
+        ),
         (
             spaces.Dict({"a": IMAGE, "b": spaces.Box(0, 255, (64, 64, 3), np.uint8)}),
             "images of different sizes",

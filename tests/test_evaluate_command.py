@@ -257,7 +257,7 @@ class TestCommand:
         monkeypatch.setattr("rllib_dreamer.cli.evaluate.environment", lambda *_: ("corridor", {}))
         line = fails(capsys, "evaluate", str(saved))
         assert "Unknown env 'corridor'" in line
-        assert "ray.tune.register_env(name, creator). Give the file that does so: --file" in line
+        assert "If the training's file registers it, add --file FILE.py" in line
 
     def test_pictures_of_a_long_episode_end(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("rllib_dreamer.evaluation.episodes.MAX_FRAMES", 3)

@@ -205,13 +205,12 @@ class TestFilms:
         for key in ends[0]:
             np.testing.assert_array_equal(ends[0][key], ends[1][key], err_msg=key)
 
-    @pytest.mark.parametrize("duration", ["auto", 5])
-    def test_of_an_evaluation_in_several_rounds(self, duration: int | str) -> None:
+    def test_of_an_evaluation_in_several_rounds(self) -> None:
         config = filmed_config().evaluation(
             evaluation_interval=1,
-            evaluation_duration=duration,
+            evaluation_duration="auto",
             evaluation_num_env_runners=1,
-            evaluation_parallel_to_training=duration == "auto",
+            evaluation_parallel_to_training=True,
         )
         config.reporting(min_time_s_per_iteration=1)  # RLlib drops what comes after its end
         with built(config) as algo:
@@ -220,13 +219,24 @@ class TestFilms:
             folder = Path(algo.logdir) / VIDEOS
         assert list(folder.glob("evaluation_episode_*.mp4"))
 
-    def test_each_of_an_evaluation_is_written_once(self) -> None:
+    def test_a_film_of_an_evaluation_is_written_once(self) -> None:
         with built(filmed_config()) as algo:
             for _ in range(5):
                 algo.train()
             folder = Path(algo.logdir) / VIDEOS
         steps = [int(x.stem.rsplit("_", 1)[1]) for x in folder.glob("evaluation_episode_*.mp4")]
         assert sorted(steps) == [16, 32]  # of the second and the fourth iteration
+
+    def test_a_recording_in_a_checkpoint_is_dropped(self, tmp_path: Path) -> None:
+        """Checkpoints of earlier versions hold one, in a form that others cannot be merged with."""
+        config = filmed_config().evaluation(evaluation_interval=1)
+        key = ("evaluation", "env_runners", EPISODE)
+        with built(config) as algo:
+            algo.metrics.log_value(key, np.zeros((1, 8, 8, 3), np.uint8), reduce="item")
+            path = algo.save_to_path(tmp_path / "c")
+        with built(config.copy(copy_frozen=False)) as algo:
+            algo.restore_from_path(path)
+            assert algo.train()["evaluation"]["env_runners"]["num_episodes"] == 1
 
     def test_none_are_made_before_the_replay_has_a_sequence_again(self, tmp_path: Path) -> None:
         config = filmed_config().training(store_buffer_in_checkpoints=False)

@@ -18,7 +18,7 @@ from rllib_dreamer.cli.errors import CommandError, RunFailed
 from rllib_dreamer.cli.experiment import import_file
 from rllib_dreamer.cli.folders import make_dated_folder
 from rllib_dreamer.cli.session import prepare
-from rllib_dreamer.envs import register_envs, shares_options, validate_env_name
+from rllib_dreamer.envs import family_of, register_envs, shares_options, validate_env_name
 from rllib_dreamer.evaluation.episodes import Rules
 from rllib_dreamer.evaluation.run import Evaluation, evaluate, write_results
 from rllib_dreamer.policy.checkpoint_reader import DEFAULT_STORAGE, find_checkpoint
@@ -195,14 +195,15 @@ def environment(
 
 
 def _require_known(env: Any) -> None:
-    """Refuses a name that only the training's file could register."""
-    if not isinstance(env, str):
+    """Refuses a name that is not known without the training's file."""
+    if not isinstance(env, str) or family_of(env) is not None:
         return
     register_envs()
     try:
         validate_env_name(env)
     except ValueError as error:
-        raise CommandError(f"{error} Give the file that does so: --file FILE.py") from error
+        text = f"{error} If the training's file registers it, add --file FILE.py"
+        raise CommandError(text) from error
 
 
 def _play(

@@ -23,6 +23,7 @@ from rllib_dreamer.near_names import did_you_mean
 _STATE_FILES = "experiment_state-*.json"
 _MARK_FILE = "rllib_dreamer.txt"
 _LOCK_FILE = "rllib_dreamer.lock"
+_FIRST_FILES = {_LOCK_FILE, "tuner.pkl"}  # what a run writes before it can be resumed
 
 
 class Mark(NamedTuple):
@@ -143,13 +144,14 @@ def _remove_unused(folder: Path) -> None:
     """Removes a folder that was not used, so that its name can be given again."""
     with suppress(OSError):
         if _is_unused(folder):
-            (folder / _LOCK_FILE).unlink(missing_ok=True)
+            for name in _FIRST_FILES:
+                (folder / name).unlink(missing_ok=True)
             folder.rmdir()
 
 
 def _is_unused(folder: Path) -> bool:
-    """Whether a folder holds nothing but the lock."""
-    return folder.is_dir() and {path.name for path in folder.iterdir()} <= {_LOCK_FILE}
+    """Whether a folder holds nothing of a run."""
+    return folder.is_dir() and {path.name for path in folder.iterdir()} <= _FIRST_FILES
 
 
 def find_experiments(path: str, storage: Path, name: str | None, mark: Mark) -> list[Path]:

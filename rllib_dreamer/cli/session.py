@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray.job_config import JobConfig
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 
 from rllib_dreamer.cli.errors import CommandError
@@ -29,13 +29,13 @@ def ray_session(address: str | None, verbose: bool, modules: Path | None = None)
     Args:
         address: A running cluster; None starts Ray on this machine (or follows RAY_ADDRESS).
         verbose: Show the logs of Ray and of all workers.
-        modules: Folder whose modules the workers find too, as those beside a Python script.
+        modules: Folder whose modules the workers can import too.
 
     Yields:
         Whether Ray is that of this machine alone, so that what it has now is all it will have.
 
     Raises:
-        CommandError: If there is no cluster at the address, or it is that of something else.
+        CommandError: If there is no cluster at the address, or it has a scheme such as http://.
     """
     prepare(verbose)
     given = "RAY_ADDRESS" if address is None else "--ray-address"
@@ -43,8 +43,8 @@ def ray_session(address: str | None, verbose: bool, modules: Path | None = None)
     local = not address
     if "://" in (address or ""):
         raise CommandError(
-            f"{given} {address}: must be HOST:PORT or auto; from outside of the cluster send the "
-            "command as a job, ray job submit --address http://HOST:8265 -- rllib train ..."
+            f"{given} {address}: must be HOST:PORT or auto; from outside the cluster submit the "
+            "command as a job: ray job submit --address http://HOST:8265 -- rllib train ..."
         )
     if ray.is_initialized():
         yield local
@@ -57,17 +57,24 @@ def ray_session(address: str | None, verbose: bool, modules: Path | None = None)
         ray.init(
             log_to_driver=verbose,
             logging_level=logging.INFO if verbose else logging.ERROR,
-            job_config=JobConfig(_py_driver_sys_path=[str(modules)] if modules else None),
+            runtime_env=_finding(modules) if modules else None,
             **options,
         )
     except (ConnectionError, ValueError) as error:
         if local:
             raise
-        raise CommandError(f"{given} {address}: no Ray cluster answers there") from error
+        reason = str(error).partition("\n")[0]
+        raise CommandError(f"{given} {address}: no Ray cluster answers there: {reason}") from error
     try:
         yield local
     finally:
         ray.shutdown()
+
+
+def _finding(modules: Path) -> dict[str, Any]:
+    """The runtime environment of workers that find modules in a folder, after installed ones."""
+    folder = str(modules)
+    return {"worker_process_setup_hook": lambda: sys.path.append(folder)}
 
 
 def prepare(verbose: bool) -> None:

@@ -196,15 +196,16 @@ def _folders(experiment: Experiment, options: TrainOptions) -> list[Path]:
 
 
 def _resume_or_start(options: TrainOptions) -> TrainOptions:
-    """Decides by whether there is an experiment of that name."""
+    """Turns --resume-or-start into --resume or a new run, by whether the experiment exists."""
     if not options.name or options.resume is not None:
         raise CommandError("--resume-or-start: needs --name NAME, and no --resume beside it")
-    begun = is_experiment(_storage(options.storage_path or DEFAULT_STORAGE) / options.name)
-    return dataclasses.replace(options, resume="" if begun else None)
+    if not is_experiment(_storage(options.storage_path or DEFAULT_STORAGE) / options.name):
+        return options
+    return dataclasses.replace(options, resume="", num_samples=1)  # it knows its trials
 
 
 def _mark(experiment: Experiment) -> Mark:
-    """Of a file that was sent along with a job the name alone: its folder is another each time."""
+    """What marks this run; of a file that `ray job submit` sent, whose folder varies, the name."""
     file = experiment.file and experiment.file.resolve()
     sent = file is not None and any(part.startswith("_ray_pkg_") for part in file.parts)
     return Mark(experiment.name, None if sent else file)

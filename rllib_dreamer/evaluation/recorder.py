@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 from ray.rllib.callbacks.callbacks import RLlibCallback
 from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.core.learner.learner import Learner
+from ray.rllib.utils.metrics import ENV_RUNNER_RESULTS, EVALUATION_RESULTS
+from ray.rllib.utils.metrics.metrics_logger import MetricsLogger
 
 from rllib_dreamer.evaluation.environments import MAX_FRAMES, frame_of
 from rllib_dreamer.policy import imagination
@@ -23,7 +25,7 @@ from rllib_dreamer.policy.policy import SeededNoise
 from rllib_dreamer.spaces import flatten
 
 EPISODE = "episode_frames"
-"""Metric of an evaluation runner: a list of the frames (T, h, w, C) of episodes."""
+"""Metric of an evaluation runner: a list of frames (T, h, w, C), one of each episode."""
 
 VIDEOS = "videos"
 """Folder of a trial's films, and key of a result: name of a film -> its file."""
@@ -68,6 +70,11 @@ class EpisodeRecorder(RLlibCallback):
         frame = frame_of(single, flatten(episode.get_observations(-1), space), space)
         if frame is not None:
             self._frames.append(frame)
+
+
+def forget_episodes(metrics: MetricsLogger) -> None:
+    """Drops recordings from an algorithm's metrics, which would be reported and saved again."""
+    metrics.delete(EVALUATION_RESULTS, ENV_RUNNER_RESULTS, EPISODE, key_error=False)
 
 
 def open_loop_frames(

@@ -25,7 +25,7 @@ from tensorboardX.proto.event_pb2 import Event
 from tensorboardX.proto.summary_pb2 import Summary
 
 from rllib_dreamer.evaluation import videos
-from rllib_dreamer.evaluation.recorder import EPISODE, VIDEOS, open_loop_frames
+from rllib_dreamer.evaluation.recorder import EPISODE, VIDEOS, forget_episodes, open_loop_frames
 from rllib_dreamer.policy.imagination import CONTEXT
 from rllib_dreamer.spaces import canonical, leaf_spaces
 
@@ -74,11 +74,10 @@ class TrainingVideos:
         step = result["dreamer"]["env_steps"]
         evaluated = result.get(EVALUATION_RESULTS, {}).get(ENV_RUNNER_RESULTS, {})
         episodes = evaluated.pop(EPISODE, None)
-        # RLlib would keep them, to report them with the next training results as well.
-        metric = (EVALUATION_RESULTS, ENV_RUNNER_RESULTS, EPISODE)
-        self._algorithm.metrics.delete(*metric, key_error=False)
-        if isinstance(episodes, list) and episodes:  # NaN if none was recorded
-            self._submit(Film("evaluation_episode", episodes[-1], _FPS, step))
+        forget_episodes(self._algorithm.metrics)
+        frames = episodes[-1] if isinstance(episodes, list) and episodes else episodes
+        if isinstance(frames, np.ndarray):  # NaN or no metric at all if none was recorded
+            self._submit(Film("evaluation_episode", frames, _FPS, step))
         learned = result["dreamer"]["updates"] and self._algorithm.replay.num_sequences
         if learned and time.monotonic() >= self._due_at:
             self._film_open_loop(step)
