@@ -298,7 +298,7 @@ def test_a_cluster_may_grow(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("address", "message"),
     [
-        ("http://10.0.0.1:8265", "must be HOST:PORT or auto; from outside of the cluster send"),
+        ("http://10.0.0.1:8265", "must be HOST:PORT or auto; from outside the cluster submit"),
         ("ray://10.0.0.1:10001", "must be HOST:PORT or auto"),
         ("127.0.0.1:1", "no Ray cluster answers there"),
         ("nowhere", "no Ray cluster answers there"),

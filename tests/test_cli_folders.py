@@ -179,7 +179,7 @@ def test_evaluations_of_the_same_second_have_folders_of_their_own(
     monkeypatch.chdir(tmp_path)
     for name in ("_load", "_play", "summary_lines"):
         monkeypatch.setattr(evaluate, name, lambda *args: [])
-    monkeypatch.setattr(evaluate, "environment", lambda *args: ("env", {}))
+    monkeypatch.setattr(evaluate, "environment", lambda *args: ("CartPole-v1", {}))
     monkeypatch.setattr(evaluate, "write_results", lambda _, folder: folders.append(folder) or [])
     for _ in range(4):  # in less than three seconds
         assert run(["evaluate", "best"]) == 0

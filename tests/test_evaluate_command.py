@@ -254,9 +254,9 @@ class TestCommand:
     def test_an_env_of_an_unnamed_file_asks_for_it(
         self, saved: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        monkeypatch.setattr("rllib_dreamer.cli.evaluate.environment", lambda *_: ("corridor", {}))
+        monkeypatch.setattr("rllib_dreamer.cli.evaluate.environment", lambda *_: ("never-made", {}))
         line = fails(capsys, "evaluate", str(saved))
-        assert "Unknown env 'corridor'" in line
+        assert "Unknown env 'never-made'" in line
         assert "If the training's file registers it, add --file FILE.py" in line
 
     def test_pictures_of_a_long_episode_end(self, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -214,10 +214,8 @@ class TestFilms:
         )
         config.reporting(min_time_s_per_iteration=1)  # RLlib drops what comes after its end
         with built(config) as algo:
-            for _ in range(3):
-                algo.train()
-            folder = Path(algo.logdir) / VIDEOS
-        assert list(folder.glob("evaluation_episode_*.mp4"))
+            results = (algo.train() for _ in range(30))
+            assert any("evaluation_episode" in result.get(VIDEOS, {}) for result in results)
 
     def test_a_film_of_an_evaluation_is_written_once(self) -> None:
         with built(filmed_config()) as algo:
