@@ -105,8 +105,7 @@ class DreamerConfig(AlgorithmConfig):
         self.env_runner_restore_timeout_s = 600.0
         self.evaluation_sample_timeout_s = 3600.0
         self.metrics_num_episodes_for_smoothing = 10
-        self.enable_rl_module_and_learner = True
-        self.enable_env_runner_and_connector_v2 = True
+        self.enable_rl_module_and_learner = self.enable_env_runner_and_connector_v2 = True
 
     def training(
         self,

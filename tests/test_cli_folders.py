@@ -109,11 +109,12 @@ def test_one_command_begins_a_run_and_goes_on_with_it(
 ) -> None:
     seen = []
     tune = train._run
-    monkeypatch.setattr(
-        train,
-        "_run",
-        lambda e, options, *rest: (seen.append(options.resume), tune(e, options, *rest))[1],
-    )
+
+    def watched(experiment: Any, options: Any, *others: Any) -> Any:
+        seen.append(options.resume)
+        return tune(experiment, options, *others)
+
+    monkeypatch.setattr(train, "_run", watched)
     assert command("--name", "one", "--resume-or-start") == 0
     assert command("--name", "one", "--resume-or-start") == 0
     assert command("--name", "one", "--resume-or-start", "--num-samples", 3) == 0
