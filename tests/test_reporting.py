@@ -8,6 +8,7 @@ import logging
 import math
 import re
 import struct
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -212,10 +213,29 @@ class TestFilms:
             evaluation_num_env_runners=1,
             evaluation_parallel_to_training=True,
         )
-        config.reporting(min_time_s_per_iteration=1)  # RLlib drops what comes after its end
         with built(config) as algo:
-            results = (algo.train() for _ in range(30))
-            assert any("evaluation_episode" in result.get(VIDEOS, {}) for result in results)
+            two_rounds, rounds = threading.Event(), 0
+            fetch = algo.eval_env_runner_group.foreach_env_runner_async_fetch_ready
+
+            def fetch_and_count(*args: Any, **kwargs: Any) -> list[Any]:
+                nonlocal rounds
+                ended = fetch(*args, **kwargs)
+                rounds += len(ended)
+                if rounds >= 2:
+                    two_rounds.set()
+                return ended
+
+            train = algo.training_step
+
+            def train_beside_two_rounds() -> None:
+                assert two_rounds.wait(timeout=300)  # RLlib drops what comes after training's end
+                train()
+
+            algo.eval_env_runner_group.foreach_env_runner_async_fetch_ready = fetch_and_count
+            algo.training_step = train_beside_two_rounds
+            algo.train()
+            folder = Path(algo.logdir) / VIDEOS
+        assert len([*folder.glob("evaluation_episode_*.mp4")]) == 1
 
     def test_a_film_of_an_evaluation_is_written_once(self) -> None:
         with built(filmed_config()) as algo:
