@@ -39,9 +39,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     """Prepares the summary; with tiny models one thread is the fastest, and runs are repeatable.
 
-    Ray's token is that of the session, whatever home folder a test works in.
+    Ray's token is that of the session, whatever home folder a test works in; its workers run at
+    the priority of the tests, as at their own low one whatever else runs would hold them up.
     """
     os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    os.environ.setdefault("RAY_worker_niceness", "0")
     config.stash[ERRORS] = {}
     config.stash[UNCOMPARED] = {}
     golden_folder(config)  # a wrong option is refused before anything runs
