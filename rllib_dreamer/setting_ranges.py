@@ -65,6 +65,8 @@ RANGES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "precision": (f"one of {PRECISIONS}", lambda v: v in PRECISIONS),
     "replay_storage": (f"one of {STORAGES}", lambda v: v in STORAGES),
     "symlog_obs": ('True, False or "auto"', lambda v: v in (True, False, "auto")),
+    "sample_timeout_s": ("None or a number > 0", lambda v: v is None or (is_number(v) and v > 0)),
+    "evaluation_sample_timeout_s": ("a number > 0", lambda v: is_number(v) and v > 0),
     "video_interval_s": ("None or a number >= 0", lambda v: v is None or is_number(v, 0)),
     "learner_threads": ('"auto" or a whole number >= 1', lambda v: v == "auto" or is_count(v, 1)),
 }

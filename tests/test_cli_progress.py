@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import math
+import traceback
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -140,9 +142,48 @@ def test_score_is_the_last_known_return() -> None:
     assert math.isnan(scores[0]) and scores[1:] == [3.0, 3.0]
 
 
-def test_first_line() -> None:
-    assert first_line(ValueError("one\ntwo")) == "ValueError: one"
-    remote = RuntimeError(
-        "ray::PPO()\n  File x\nValueError: unknown size\nDuring ...\nTypeError: b"
-    )
-    assert first_line(remote) == "ValueError: unknown size"
+def failed_with(raise_it: Callable[[], None]) -> RuntimeError:
+    """An error as Ray hands it over: its text is the traceback of another process."""
+    try:
+        raise_it()
+    except Exception as error:
+        text = "".join(traceback.format_exception(error))
+    return RuntimeError(f"ray::DreamerTorch.train()\n{text}")
+
+
+class TestFirstLine:
+    def test_without_a_traceback(self) -> None:
+        assert first_line(ValueError("one\ntwo")) == "ValueError: one"
+        assert first_line(ValueError()) == "ValueError: no message"
+
+    def test_what_was_raised_while_handling_hides_its_cause(self) -> None:
+        def fail() -> None:
+            try:
+                raise ValueError("unknown size")
+            finally:
+                raise TypeError("in the clean-up")
+
+        assert first_line(failed_with(fail)) == "ValueError: unknown size"
+
+    def test_what_was_raised_from_another_explains_it(self) -> None:
+        def explain() -> None:
+            try:
+                {}["gripper"]
+            except KeyError as error:
+                raise RuntimeError("Env 'Arm' raised in step()") from error
+
+        def fail() -> None:
+            try:
+                explain()
+            finally:
+                raise TypeError("in the clean-up")
+
+        def say_nothing() -> None:
+            try:
+                raise OSError("no")
+            except OSError as error:
+                raise RuntimeError from error
+
+        assert first_line(failed_with(say_nothing)) == "OSError: no"
+        assert first_line(failed_with(explain)) == "RuntimeError: Env 'Arm' raised in step()"
+        assert first_line(failed_with(fail)) == "RuntimeError: Env 'Arm' raised in step()"

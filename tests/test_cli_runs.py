@@ -134,7 +134,7 @@ def test_resume_survives_a_half_written_state_and_checkpoint(
     words = ["train", "file", str(own_file), "--resume", str(folder), "--checkpoint-freq", "1"]
     assert run([*words, "--stop", '{"iterations": 4}', "--set", "lr=0.0005"]) == 0
     out = capsys.readouterr().out
-    assert "resuming after iteration 2" in out
+    assert "resuming after iteration 2\nchanged since: lr 0.001 -> 0.0005\n" in out
     assert iterations(folder) == [1, 2, 3, 4]
     found = results(folder)
     assert found[-1]["num_env_steps_sampled_lifetime"] == 4 * 50
@@ -152,7 +152,8 @@ def test_resume_goes_back_to_the_checkpoint_named(
     start_ray()
     words = ["train", "file", str(own_file), "--resume", str(first), "--checkpoint-freq", "1"]
     assert run([*words, "--stop", '{"iterations": 2}']) == 0
-    assert "resuming after iteration 1\n" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "resuming after iteration 1\n" in out and "changed since" not in out
     assert iterations(folder) == [1, 2, 2]
     assert (first.parent / "checkpoint_000002").is_dir()
 

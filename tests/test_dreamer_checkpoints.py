@@ -231,6 +231,26 @@ def test_a_checkpoint_without_the_replay(tmp_path: Path) -> None:
         assert result["dreamer"]["updates"] == updates + 1  # no burst for the steps of the refill
 
 
+class RealEnv(CountingEnv):
+    """What `CountingEnv` simulates."""
+
+
+@pytest.mark.parametrize("with_replay", [True, False])
+def test_an_agent_goes_on_in_another_env(saved: Any, with_replay: bool) -> None:
+    path, state, _ = saved
+    config = tiny_config(RealEnv, length=30)
+    config.training(store_buffer_in_checkpoints=with_replay)
+    algo = DreamerTorch.from_checkpoint(path, config=config)
+    try:
+        assert_same(parameters_of(algo), state["parameters"])
+        assert type(algo.env_runner.env.unwrapped.envs[0].unwrapped) is RealEnv
+        assert (len(algo.replay) > 0) == with_replay
+        before = algo._updates
+        train_until(algo, before + 1)
+    finally:
+        algo.stop()
+
+
 def test_going_back_gives_the_runner_the_old_weights_at_once(tmp_path: Path) -> None:
     with built(tiny_config(CountingEnv)) as algo:
         train_until(algo, 1)

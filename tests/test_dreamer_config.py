@@ -38,6 +38,8 @@ REFUSED = {
     "replay_storage": ("nvme", None),
     "symlog_obs": ("yes",),
     "learner_threads": (0, "all", 1.5),
+    "sample_timeout_s": (0, -1.0),
+    "evaluation_sample_timeout_s": (None, 0),
 }
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 
 #: The line of a traceback that names the exception.
-_EXCEPTION_LINE = re.compile(r"[A-Za-z_][\w.]*(Error|Exception|Exit|Interrupt)\b(: |$)")
+_EXCEPTION_LINE = re.compile(r"^[A-Za-z_][\w.]*(Error|Exception|Exit|Interrupt)\b(: .*|\s*)$", re.M)
+#: What a traceback has between an exception and the one that was raised `from` it.
+_EXPLAINED = "The above exception was the direct cause of the following exception:"
 
 
 class CommandError(Exception):
@@ -17,7 +19,10 @@ class RunFailed(Exception):
 
 
 def first_line(error: BaseException) -> str:
-    """Reduces an exception to one line: its type and text, at the root of a chain of causes.
+    """Reduces an exception to one line: its type and text, of a chain those that say most.
+
+    An exception raised `from` another explains it, so it is taken, if it has a text; one that was
+    raised while another was being handled hides it, so the other is.
 
     Args:
         error: Any exception; a Ray error carries the traceback of another process as text.
@@ -25,13 +30,12 @@ def first_line(error: BaseException) -> str:
     Returns:
         For example "ValueError: unknown size".
     """
-    lines = [line.rstrip() for line in str(error).splitlines() if line.strip()]
-    # Of chained exceptions the first in the text is the one that began it.
-    raised = [line for line in lines if _EXCEPTION_LINE.match(line)]
+    chain = [_EXCEPTION_LINE.search(part) for part in str(error).split(_EXPLAINED)]
+    raised = [match[0].rstrip() for match in reversed(chain) if match]
     if raised:
-        return raised[0]
+        return next((line for line in raised if ": " in line), raised[0])
     cause = getattr(error, "cause", None)
     if isinstance(cause, BaseException):
         return first_line(cause)
-    text = lines[0].strip() if lines else "no message"
+    text = next(filter(None, map(str.strip, str(error).splitlines())), "no message")
     return f"{type(error).__name__}: {text}"

@@ -39,6 +39,8 @@ from rllib_dreamer.cli.search import has_search
 _BACKUP_FILE = "last_good_state.json"
 _TABLES = ("result.json", "progress.csv")
 _CHECKPOINT_FOLDER = re.compile(r"checkpoint_(\d+)")
+#: Settings that others are written down in.
+_INTERNAL = ("_scaled_settings",)
 _KEPT_OF_THE_RUN = ("_session_str", "_start_time", "_total_time", "_iteration")
 
 
@@ -48,10 +50,12 @@ class Resumed(NamedTuple):
     Attributes:
         trial_ids: The trials.
         iterations: The iteration each one goes on after; 0 where nothing was saved.
+        changes: By setting that is another now: its value before and now, as JSON.
     """
 
     trial_ids: list[str]
     iterations: list[int]
+    changes: dict[str, tuple[str, str]]
 
 
 class CheckpointMarker(Callback):
@@ -134,6 +138,7 @@ def mend_experiment(
     settings = config.to_dict()
     for trial in trials:
         _check_same(trial, config, folder)
+    changes = _changes(trials, settings)
     for trial in trials:
         _move_to(trial, folder)
         limit = trial.run_metadata.checkpoint_manager.checkpoint_config.num_to_keep
@@ -147,7 +152,8 @@ def mend_experiment(
     # The rest is of the old run: its stop condition, its settings, decisions half carried out.
     state["runner_data"] = {key: state["runner_data"][key] for key in _KEPT_OF_THE_RUN}
     write_text(file, json.dumps(state, cls=TuneFunctionEncoder))
-    return Resumed([trial.trial_id for trial in trials], [_iteration(trial) for trial in trials])
+    ids, iterations = [trial.trial_id for trial in trials], [_iteration(trial) for trial in trials]
+    return Resumed(ids, iterations, changes)
 
 
 def checkpoint_at(path: str) -> Path | None:
@@ -179,6 +185,31 @@ def _check_same(trial: Trial, config: AlgorithmConfig, folder: Path) -> None:
 def _env_name(env: Any) -> str | None:
     """The name of an environment; a class comes back from a file of its own as another object."""
     return env if env is None or isinstance(env, str) else getattr(env, "__qualname__", str(env))
+
+
+def _changes(trials: list[Trial], config: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
+    """The settings that JSON can tell and that a trial had otherwise: before and now."""
+    changes = {}
+    for trial in trials:
+        for key, value in config.items():
+            if key in trial.config and not _keeps(key, value) and key not in _INTERNAL:
+                before, now = _as_json(trial.config[key]), _as_json(value)
+                if before and now and before != now:
+                    changes[key.removeprefix("_")] = before, now
+    return changes
+
+
+def _as_json(value: Any) -> str | None:
+    """A value as JSON, which Tune keeps it in; None for one of no such form, like a class."""
+    try:
+        return json.dumps(value, sort_keys=True)
+    except (TypeError, ValueError):
+        return None
+
+
+def _keeps(key: str, value: Any) -> bool:
+    """Whether a trial keeps what it had of a setting: its seed, and what a search drew."""
+    return key == "seed" or has_search(value)
 
 
 def _move_to(trial: Trial, folder: Path) -> None:
@@ -241,7 +272,7 @@ def _with_config(trial: Trial, config: Mapping[str, Any]) -> tuple[str, str]:
     """Writes a trial as JSON with its config replaced but for its seed, kept exact by pickling."""
     old = trial.config
     new = {
-        key: old[key] if key in old and (key == "seed" or has_search(value)) else value
+        key: old[key] if key in old and _keeps(key, value) else value
         for key, value in config.items()
     }
     trial.config = {}

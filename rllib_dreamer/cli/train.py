@@ -288,7 +288,9 @@ def _resume(
         start=checkpoint_at(options.resume),
     )
     steps = ", ".join(f"iteration {number}" for number in resumed.iterations)
-    print(f"resuming after {steps}", flush=True)
+    changes = [f"{key} {before} -> {now}" for key, (before, now) in resumed.changes.items()]
+    told = [f"changed since: {', '.join(changes)}"] if changes else []
+    print(f"resuming after {steps}", *told, sep="\n", flush=True)
     kind = ResumeConfig.ResumeType.RESUME
     analysis = tune.run(
         algorithm,
@@ -337,7 +339,9 @@ def _raise_errors(results: ResultGrid, folder: Path, verbose: bool) -> None:
     count = f" ({len(errors)} of {len(results)} trials failed)" if len(results) > 1 else ""
     saved = any(result.checkpoint is not None for result in results)
     resume = f"; add --resume {folder} to go on from the last checkpoint" if saved else ""
-    text = f"the run failed: {first_line(errors[0])}{count}{_traceback(results)}{resume}"
+    text = (
+        f"the run failed: {first_line(errors[0]).rstrip('.')}{count}{_traceback(results)}{resume}"
+    )
     raise RunFailed(text)
 
 
