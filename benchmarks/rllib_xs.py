@@ -35,7 +35,6 @@ class RLlibUpdate:
         steps = self._shape[0] * self._shape[1]
         samples = MultiAgentBatch({DEFAULT_MODULE_ID: SampleBatch(tensors)}, env_steps=steps)
         self._learner.update(training_data=TrainingData(batch=samples))
-        self._learner.after_gradient_based_update(timesteps={"num_env_steps_sampled_lifetime": 0})
 
 
 def rllib_learner(batch: int, length: int) -> Any:

@@ -19,6 +19,8 @@ from rllib_dreamer.atomic import write_text
 
 MANIFEST = "manifest.json"
 REPLAY_FOLDER = "replay"
+_OF_REPLAY = f"{REPLAY_FOLDER}/"
+"""With which the names of the replay's files begin."""
 SCORE = "checkpoint_score"
 """Key of a result by which checkpoints are ranked."""
 MARK = "rllib_dreamer"
@@ -41,48 +43,66 @@ def _files(folder: Path) -> list[Path]:
     )
 
 
-def seal(folder: str | Path) -> None:
-    """Writes the manifest of everything in `folder`, in one atomic step, after all the data."""
-    folder = Path(folder)
+def _manifest(folder: Path) -> str:
+    """The manifest of everything in `folder`."""
     entries = {}
     for path in _files(folder):
         entries[path.relative_to(folder).as_posix()] = [path.stat().st_size, _digest(path)]
-    write_text(folder / MANIFEST, json.dumps({"files": entries}, indent=0))
+    return json.dumps({"files": entries}, indent=0)
 
 
 @contextmanager
 def writing(folder: str | Path) -> Iterator[Path]:
-    """Gives the folder to write a checkpoint to, and seals it at the end.
+    """Gives a new folder to write a checkpoint to, and puts it into `folder`, sealed, at the end.
 
-    Where a sealed checkpoint lies in `folder` already, this is a new folder beside it, which takes
-    the old one's place once it is sealed. Files there that belong to no checkpoint are kept. What
-    was written is removed again if the checkpoint does not come to its end, so that it does not
-    keep a full disk full; what a kill left of an earlier attempt goes with the next one.
+    Where a sealed checkpoint lies in `folder` already, the new folder is beside it, and takes its
+    place once it is sealed. Else it is within `folder`: its files move up, then the manifest is
+    written. Either way what else lies in `folder` is no part of the checkpoint and is kept, but for
+    files of the same names. What was written is removed again if the checkpoint does not come to
+    its end, so that it does not keep a full disk full; what a kill left of an earlier attempt goes
+    with the next one.
 
     Raises:
         OSError: The checkpoint could not be written, naming the folder and the space left.
     """
     folder = Path(folder)
     over = (folder / MANIFEST).is_file()
-    for leftover in folder.parent.glob(f".{folder.name}.*{_UNFINISHED}"):
-        shutil.rmtree(leftover, ignore_errors=True)
-    fresh = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}{_UNFINISHED}")
+    for place in (folder.parent, folder):
+        for leftover in place.glob(f".{folder.name}.*{_UNFINISHED}"):
+            shutil.rmtree(leftover, ignore_errors=True)
+    name = f".{folder.name}.{uuid.uuid4().hex[:8]}{_UNFINISHED}"
+    fresh = (folder.parent if over else folder) / name
     target = fresh if over else folder
     kept = {target, *target.rglob("*")} if target.is_dir() else set()
     try:
-        yield target
-        seal(target)
+        yield fresh
+        manifest = _manifest(fresh)
         if over:
+            write_text(fresh / MANIFEST, manifest)
             _copy_others(folder, fresh)
             _exchange(fresh, folder)
             shutil.rmtree(fresh, ignore_errors=True)
+        else:
+            _move_up(fresh)
+            write_text(folder / MANIFEST, manifest)
     except OSError as error:
-        explained = _explained(error, folder, target)
+        explained = _explained(error, folder, fresh)
         _remove(target, kept)
         raise explained from error
     except BaseException:
         _remove(target, kept)
         raise
+
+
+def _move_up(folder: Path) -> None:
+    """Moves what is in a folder to the one around it, over files of the same names."""
+    for path in sorted(folder.rglob("*")):  # folders before their files
+        place = folder.parent / path.relative_to(folder)
+        if path.is_dir():
+            place.mkdir(exist_ok=True)
+        else:
+            path.replace(place)
+    shutil.rmtree(folder)
 
 
 def _remove(folder: Path, kept: set[Path]) -> None:
@@ -142,12 +162,18 @@ def _escapes(path: Path, folder: Path) -> bool:
     return not path.resolve().is_relative_to(folder.resolve())
 
 
-def problems(folder: str | Path, *, hashes: bool = True) -> list[str]:
+def has_replay(folder: str | Path) -> bool:
+    """Whether a replay is part of a sealed checkpoint."""
+    return any(name.startswith(_OF_REPLAY) for name in _entries(Path(folder)))
+
+
+def problems(folder: str | Path, *, hashes: bool = True, without_replay: bool = False) -> list[str]:
     """Returns what is wrong with a sealed folder; nothing if it is whole.
 
     Args:
         folder: A checkpoint.
         hashes: Whether to read every file; else only sizes are compared.
+        without_replay: Whether to pass over the replay, which may then be missing.
     """
     folder = Path(folder)
     if not (folder / MANIFEST).is_file():
@@ -156,10 +182,14 @@ def problems(folder: str | Path, *, hashes: bool = True) -> list[str]:
         entries = _entries(folder)
     except (ValueError, KeyError, TypeError):
         return [f"{MANIFEST} is damaged"]
-    links = [path for path in folder.rglob("*") if path.is_symlink()]
-    found = [f"{p.relative_to(folder)} leads out of it" for p in links if _escapes(p, folder)]
+    passed_over = (_OF_REPLAY,) if without_replay else ()
+    links = [path.relative_to(folder) for path in folder.rglob("*") if path.is_symlink()]
+    escaping = [link.as_posix() for link in links if _escapes(folder / link, folder)]
+    found = [f"{name} leads out of it" for name in escaping if not name.startswith(passed_over)]
     for name, (size, digest) in entries.items():
         path = folder / name
+        if name.startswith(passed_over):
+            continue
         if _escapes(path, folder):
             found.append(f"{name} leads out of it")
         elif not path.is_file():
@@ -171,25 +201,18 @@ def problems(folder: str | Path, *, hashes: bool = True) -> list[str]:
     return found
 
 
-def verify(folder: str | Path, *, policy_only: bool = False) -> None:
-    """Raises ValueError unless the checkpoint in `folder` is whole.
-
-    Args:
-        folder: The checkpoint.
-        policy_only: The replay may be missing, and only sizes are compared.
-    """
-    found = problems(folder, hashes=not policy_only)
-    if policy_only:
-        found = [problem for problem in found if not problem.startswith(f"{REPLAY_FOLDER}/")]
+def verify(folder: str | Path, *, hashes: bool = True, without_replay: bool = False) -> None:
+    """Raises ValueError unless the checkpoint in `folder` is whole, as `problems` has it."""
+    found = problems(folder, hashes=hashes, without_replay=without_replay)
     if found:
         raise ValueError(
             f"checkpoint {folder} is not complete: {'; '.join(found[:3])}. Use an earlier one."
         )
 
 
-def is_complete(folder: str | Path) -> bool:
+def is_complete(folder: str | Path, *, without_replay: bool = False) -> bool:
     """Whether `folder` is a checkpoint saved to its end, judged by names and sizes."""
-    return not problems(folder, hashes=False)
+    return not problems(folder, hashes=False, without_replay=without_replay)
 
 
 @contextmanager

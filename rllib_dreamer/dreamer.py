@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import shutil
 import tempfile
 import time
 from collections.abc import Callable
@@ -309,7 +308,8 @@ class DreamerTorch(Algorithm):
         """Saves everything, the replay included, and seals the folder with a manifest.
 
         Raises:
-            ValueError: If the path is not a folder of this machine.
+            ValueError: If the path is not a folder of this machine, or has `replay_directory` in
+                it.
             OSError: If it could not be written.
             RuntimeError: If a learner is lost.
         """
@@ -319,14 +319,24 @@ class DreamerTorch(Algorithm):
                 "or let Tune upload checkpoints, tune.RunConfig(storage_path=...)."
             )
         folder = Path(tempfile.mkdtemp() if path is None else path).absolute()
+        self._refuse_around_replay(folder)
         with checkpoint.writing(folder) as target:
             super().save_to_path(target, **kwargs)
             require_saved(self.learner_group)
             self._write_construction(target / self.CLASS_AND_CTOR_ARGS_FILE_NAME)
-            shutil.rmtree(target / REPLAY_FOLDER, ignore_errors=True)
             if self.config.store_buffer_in_checkpoints:
                 self.replay.save(target / REPLAY_FOLDER)
         return str(folder)
+
+    def _refuse_around_replay(self, folder: Path) -> None:
+        """Refuses a folder with our replay on disk in it, which saving there would replace."""
+        replay = self._replay_directory()
+        if replay is not None and Path(replay).resolve().is_relative_to(folder.resolve()):
+            raise ValueError(
+                f"replay_directory {replay!r} lies in {folder}: a checkpoint there would take the "
+                "place of the replay that training goes on with. Save into another folder, or set "
+                "replay_directory to one outside of it."
+            )
 
     def _write_construction(self, file: Path) -> None:
         """Writes what `from_checkpoint` builds us from, with our class as its author wrote it.
@@ -344,7 +354,8 @@ class DreamerTorch(Algorithm):
     ) -> None:
         """Restores everything that the checkpoint holds, or only `component`, as RLlib has it.
 
-        With `store_buffer_in_checkpoints`=False the replay is left as it is.
+        With `store_buffer_in_checkpoints`=False the replay is left as it is, and that of the
+        checkpoint may be missing.
 
         Args:
             path: A folder of this machine, or where `filesystem` or its URI say.
@@ -357,17 +368,17 @@ class DreamerTorch(Algorithm):
             RuntimeError: If remote learners refuse it; a local one raises its own error.
         """
         whole = kwargs.get("component") is None
+        with_replay = whole and self.config.store_buffer_in_checkpoints
         with checkpoint.on_this_machine(path, filesystem) as folder:
             if whole:
-                checkpoint.verify(folder)
+                checkpoint.verify(folder, without_replay=not with_replay)
             self._sampler.drop()
             self._take_any_weights()
             with telling_refusals(self.learner_group, f"in {path}"):
                 super().restore_from_path(folder, *args, **kwargs)
-            saved = folder / REPLAY_FOLDER
-            if whole and self.config.store_buffer_in_checkpoints and saved.is_dir():
+            if with_replay and checkpoint.has_replay(folder):
                 self._batches.close()
-                self.replay.load(saved)
+                self.replay.load(folder / REPLAY_FOLDER)
 
     def get_state(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """RLlib's state and our counters; what is learned later does not change it."""
@@ -426,6 +437,7 @@ class DreamerTorch(Algorithm):
         if self._videos is not None:
             self._videos.close()
         self._batches.close()
+        self._sampler.close()
         self.replay.close()
         super().cleanup()
         release_memory()

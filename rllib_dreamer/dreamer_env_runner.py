@@ -120,13 +120,15 @@ class DreamerEnvRunner(SingleAgentEnvRunner):
             self.config = given
 
     def sample(self, **kwargs: Any) -> list[Any]:
-        """Samples as RLlib does.
+        """Samples as RLlib does; what resets the envs for an evaluation gives them their seeds.
 
         Raises:
             Exception: An env failed, and `config.restart_failed_sub_environments` is False.
         """
         if self._failed:
             self.make_env()
+        if self.config.in_evaluation and kwargs.get("force_reset"):
+            self._needs_initial_reset = True  # which RLlib says where episodes are counted alone
         self._failed = True
         episodes: list[Any] = super().sample(**kwargs)
         self._failed = False

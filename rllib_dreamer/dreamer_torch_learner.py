@@ -268,9 +268,14 @@ def _check_kind(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> N
 
 
 def _own_tensors(optimizer: torch.optim.Optimizer) -> None:
-    """Copies the tensors of its state, which a state given by Ray shares between processes."""
+    """Copies the tensors of its state, which a state given by Ray shares between processes.
+
+    RLlib moves Adam's counters of steps to the learner's device; PyTorch keeps them on the CPU.
+    """
     for values in optimizer.state.values():
-        values.update({k: x.clone() for k, x in values.items() if isinstance(x, Tensor)})
+        tensors = {key: x for key, x in values.items() if isinstance(x, Tensor)}
+        for key, x in tensors.items():
+            values[key] = x.to("cpu", copy=True) if key == "step" else x.clone()
 
 
 def make_optimizer(

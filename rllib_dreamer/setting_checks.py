@@ -5,6 +5,7 @@ from __future__ import annotations
 from importlib.util import find_spec
 
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
+from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.models.catalog import MODEL_DEFAULTS
 from ray.rllib.utils.schedules.scheduler import Scheduler
 
@@ -21,6 +22,9 @@ _OF_TRAINING = {
     "loss": "`horizon_H`, `gamma`, `loss_scales` and the others",
 }
 """Keys of the RLModule's `model_config` that the config writes, and what sets them."""
+_OF_PARTS = tuple(f"{part}_lr" for part in PARTS)
+_PER_MODULE = ("lr", *_OF_PARTS, "optimizer", "agc", "warmup_updates", "weight_decay")
+"""What the learner reads from `algorithm_config_overrides_per_module`."""
 
 
 def check_settings(config: AlgorithmConfig) -> None:
@@ -41,6 +45,7 @@ def check_settings(config: AlgorithmConfig) -> None:
     _check_model_config(config)
     _check_batches(config)
     _check_combinations(config)
+    _check_overrides(config)
 
 
 def check_learning_rates(config: AlgorithmConfig) -> None:
@@ -153,3 +158,19 @@ def _check_combinations(config: AlgorithmConfig) -> None:
         )
     if not (config.enable_rl_module_and_learner and config.enable_env_runner_and_connector_v2):
         config._value_error("`DreamerTorch` needs the new API stack: leave `api_stack` alone.")
+
+
+def _check_overrides(config: AlgorithmConfig) -> None:
+    """Refuses overrides per module that are not read, and values that are not allowed."""
+    for module_id, given in config.algorithm_config_overrides_per_module.items():
+        read = _PER_MODULE if module_id == DEFAULT_MODULE_ID else ()
+        if unread := sorted(given.keys() - set(read)):
+            config._value_error(
+                f"`algorithm_config_overrides_per_module` has {unread} for {module_id!r}, which "
+                f"are not used: set them by `training(...)`. Used are {', '.join(_PER_MODULE)} for "
+                f"{DEFAULT_MODULE_ID!r}."
+            )
+        merged = config.copy(copy_frozen=False).update_from_dict(given)
+        merged.algorithm_config_overrides_per_module = {}
+        check_learning_rates(merged)
+        check_settings(merged)

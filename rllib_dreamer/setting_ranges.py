@@ -68,6 +68,11 @@ RANGES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "sample_timeout_s": ("None or a number > 0", lambda v: v is None or (is_number(v) and v > 0)),
     "evaluation_sample_timeout_s": ("a number > 0", lambda v: is_number(v) and v > 0),
     "video_interval_s": ("None or a number >= 0", lambda v: v is None or is_number(v, 0)),
+    "clip_rewards": (
+        "None or False: rewards of any size are learned as they are (symlog, two-hot); a wrapper "
+        "of the environment can clip them",
+        lambda v: v is None or v is False,
+    ),
     "learner_threads": ('"auto" or a whole number >= 1', lambda v: v == "auto" or is_count(v, 1)),
 }
 """By setting: what is allowed, in words and as a test."""
@@ -104,6 +109,40 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "_torch_grad_scaler_class": (None, "bfloat16 needs no scaler, set `precision` instead"),
     "_torch_lr_scheduler_classes": (None, "set `lr` to a list of [steps, rate] instead"),
     "input_": ("sampler", "`DreamerTorch` learns from what its env runners sample, leave it out"),
+    "offline_evaluation_interval": (None, "set `evaluation_interval` instead"),
+    "num_offline_eval_runners": (0, "set `evaluation_num_env_runners` instead"),
+    "offline_evaluation_parallel_to_training": (
+        False,
+        "set `evaluation_parallel_to_training` instead",
+    ),
+    "output_config": ({}, "set `output_write_method_kwargs` instead"),
+    "output_max_file_size": (64 * 1024 * 1024, "set `output_max_rows_per_file` instead"),
+    "observation_filter": (
+        "NoFilter",
+        "`symlog_obs` squashes vectors, a wrapper of the environment can do anything else",
+    ),
+    "compress_observations": (
+        False,
+        "lower `replay_capacity`, or set `replay_storage`='disk', if memory is short",
+    ),
+    "use_env_runner_state_server": (
+        False,
+        "env runners get their weights every `broadcast_interval` training steps, leave it out",
+    ),
+    "disable_env_checking": (
+        False,
+        "environments are always checked, `env_config={'check_spaces': False}` lifts the bounds",
+    ),
+    "action_mask_key": ("action_mask", "actions are not masked, leave it out"),
+    "render_env": (False, "set `video_interval_s` instead"),
+    "grad_clip_by": (
+        "global_norm",
+        "`grad_clip_norm` is of all gradients together, `agc` of each tensor",
+    ),
+    "add_default_connectors_to_learner_pipeline": (
+        True,
+        "batches come from the replay, leave it out",
+    ),
 }
 """RLlib's settings that mean nothing here: the one value allowed, and what to do instead."""
 

@@ -7,6 +7,7 @@ so that the order in which features are concatenated depends on the space alone.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import gymnasium as gym
@@ -19,12 +20,37 @@ def is_image(space: gym.Space) -> bool:
     return isinstance(space, spaces.Box) and space.dtype == np.uint8 and len(space.shape) in (2, 3)
 
 
-def _members(space: gym.Space) -> list[tuple[str, gym.Space]] | None:
+def _members(space: gym.Space) -> list[tuple[str, Any, gym.Space]] | None:
+    """The members of a Dict or Tuple, as name in a path, key and space; None for a leaf."""
     if isinstance(space, spaces.Dict):
-        return [(str(key), member) for key, member in space.spaces.items()]
+        return [(str(key), key, member) for key, member in space.spaces.items()]
     if isinstance(space, spaces.Tuple):
-        return [(str(i), member) for i, member in enumerate(space.spaces)]
+        return [(str(i), i, member) for i, member in enumerate(space.spaces)]
     return None
+
+
+def _paths(
+    space: gym.Space, path: tuple[str, ...] = ()
+) -> Iterator[tuple[tuple[str, ...], gym.Space]]:
+    """The leaves of a space, each with the names that lead to it.
+
+    Raises:
+        ValueError: If a key is empty, or keys of a Dict are of several types, as 0 and "0", which
+            RLlib cannot put in order, and which may have the same text.
+    """
+    members = _members(space)
+    if members is None:
+        yield path, space
+        return
+    types = sorted({type(key).__name__ for _, key, _ in members})
+    if len(types) > 1:
+        raise ValueError(
+            f"the keys of {space} are of several types, {types}: make all of them str."
+        )
+    for name, _, member in members:
+        if not name:
+            raise ValueError(f"a key of {space} is empty: give its entry a name.")
+        yield from _paths(member, (*path, name))
 
 
 def _root_name(space: gym.Space) -> str:
@@ -40,19 +66,17 @@ def leaf_spaces(space: gym.Space, root: str | None = None) -> dict[str, gym.Spac
             two or three and "vector" for any other.
 
     Raises:
-        ValueError: If two leaves have the same path.
+        ValueError: If two leaves have the same path, a leaf has no values, or the keys of a Dict
+            are empty or of several types.
     """
-    members = _members(space)
-    if members is None:
-        return {root or _root_name(space): space}
     leaves: dict[str, gym.Space] = {}
-    for key, member in members:
-        inner = {"": member} if _members(member) is None else leaf_spaces(member)
-        for sub, leaf in inner.items():
-            path = f"{key}/{sub}" if sub else key
-            if path in leaves:
-                raise ValueError(f"two leaves of a space have the path {path!r}: rename one.")
-            leaves[path] = leaf
+    for names, leaf in _paths(space):
+        path = "/".join(names) or root or _root_name(space)
+        if path in leaves:
+            raise ValueError(f"two leaves of a space have the path {path!r}: rename one.")
+        if 0 in (leaf.shape or ()):
+            raise ValueError(f"the entry {path!r} of a space has no values, {leaf}: leave it out.")
+        leaves[path] = leaf
     return dict(sorted(leaves.items()))
 
 
@@ -65,12 +89,11 @@ def flatten(value: Any, space: gym.Space, root: str | None = None) -> dict[str, 
     if members is None:
         return {root or _root_name(space): value}
     leaves: dict[str, Any] = {}
-    for index, (key, member) in enumerate(members):
-        child = value[index] if isinstance(space, spaces.Tuple) else value[key]
+    for name, key, member in members:
         if _members(member) is None:
-            leaves[key] = child
+            leaves[name] = value[key]
         else:
-            leaves |= {f"{key}/{sub}": leaf for sub, leaf in flatten(child, member).items()}
+            leaves |= {f"{name}/{sub}": leaf for sub, leaf in flatten(value[key], member).items()}
     return dict(sorted(leaves.items()))
 
 
@@ -79,12 +102,12 @@ def unflatten(leaves: dict[str, Any], space: gym.Space, root: str | None = None)
     members = _members(space)
     if members is None:
         return leaves[root or _root_name(space)]
-    children: dict[str, Any] = {}
-    for key, member in members:
+    children: dict[Any, Any] = {}
+    for name, key, member in members:
         if _members(member) is None:
-            children[key] = leaves[key]
+            children[key] = leaves[name]
         else:
-            prefix = f"{key}/"
+            prefix = f"{name}/"
             inner = {k[len(prefix) :]: v for k, v in leaves.items() if k.startswith(prefix)}
             children[key] = unflatten(inner, member)
     return tuple(children.values()) if isinstance(space, spaces.Tuple) else children

@@ -76,7 +76,7 @@ def test_hidden_files_and_copies_do_not_matter(sealed: Path, tmp_path: Path) -> 
 def test_the_manifest_comes_last(tmp_path: Path) -> None:
     with checkpoint.writing(tmp_path / "c") as folder:
         write(folder)
-        assert not (folder / checkpoint.MANIFEST).exists()
+        assert not list(tmp_path.rglob(checkpoint.MANIFEST))
     files = json.loads((tmp_path / "c" / checkpoint.MANIFEST).read_text())["files"]
     assert sorted(files) == ["a.bin", "sub/b.bin"]
 
@@ -92,6 +92,26 @@ def test_saving_again_replaces_the_checkpoint_and_keeps_other_files(sealed: Path
     assert not (sealed / "sub" / "b.bin").exists()
     assert (sealed / "sub" / "note.txt").read_text() == "mine"
     assert [p.name for p in sealed.parent.iterdir()] == ["c"]
+
+
+def test_what_lay_in_the_folder_is_no_part_of_the_checkpoint(tmp_path: Path) -> None:
+    """So it may change, even while the checkpoint is written, and stays when another is saved."""
+    folder, names = tmp_path / "c", ("run.log", "sub/note.txt")
+    (folder / "sub").mkdir(parents=True)
+    for name in names:
+        (folder / name).write_text("mine")
+    with checkpoint.writing(folder) as target:
+        write(target)
+        (folder / "run.log").write_text("mine, and more")
+    (folder / "sub" / "note.txt").write_text("changed")
+    checkpoint.verify(folder)
+    files = json.loads((folder / checkpoint.MANIFEST).read_text())["files"]
+    assert sorted(files) == ["a.bin", "sub/b.bin"]
+    with checkpoint.writing(folder) as target:
+        write(target, "two")
+    checkpoint.verify(folder)
+    assert [(folder / name).read_text() for name in names] == ["mine, and more", "changed"]
+    assert (folder / "a.bin").read_text() == "two"
 
 
 def test_saving_again_that_fails_leaves_the_checkpoint(sealed: Path) -> None:
@@ -123,6 +143,22 @@ def test_saving_that_fails_removes_only_its_own(tmp_path: Path) -> None:
     assert caught.value.errno == errno.ENOSPC
     left = sorted(p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*"))
     assert left == ["c", "c/sub", "c/sub/note.txt"]
+
+
+def test_saving_that_fails_while_files_move_removes_only_its_own(tmp_path: Path) -> None:
+    (tmp_path / "c" / "sub" / "b.bin").mkdir(parents=True)  # where the checkpoint has a file
+    with pytest.raises(IsADirectoryError), checkpoint.writing(tmp_path / "c") as folder:
+        write(folder)
+    left = sorted(p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*"))
+    assert left == ["c", "c/sub", "c/sub/b.bin"]
+
+
+def test_what_a_kill_left_of_a_first_save_goes_with_the_next(tmp_path: Path) -> None:
+    write(tmp_path / "c" / ".c.0123abcd.unfinished")
+    with checkpoint.writing(tmp_path / "c") as folder:
+        write(folder)
+    checkpoint.verify(tmp_path / "c")
+    assert sorted(p.name for p in (tmp_path / "c").iterdir()) == ["a.bin", "manifest.json", "sub"]
 
 
 def test_what_a_kill_left_goes_with_the_next_checkpoint(sealed: Path) -> None:
@@ -171,3 +207,27 @@ def test_links_within_and_to_a_checkpoint_are_fine(sealed: Path) -> None:
     (sealed / "again.bin").symlink_to("a.bin")
     (sealed.parent / "latest").symlink_to(sealed)
     checkpoint.verify(sealed.parent / "latest")
+
+
+@pytest.fixture
+def with_replay(tmp_path: Path) -> Path:
+    with checkpoint.writing(tmp_path / "r") as folder:
+        write(folder)
+        write(folder / checkpoint.REPLAY_FOLDER)
+    return tmp_path / "r"
+
+
+def test_the_replay_may_be_left_out_where_it_is_not_needed(sealed: Path, with_replay: Path) -> None:
+    assert checkpoint.has_replay(with_replay) and not checkpoint.has_replay(sealed)
+    (with_replay / "replay" / "sub" / "b.bin").unlink()  # a part of it is as good as none
+    (with_replay / "replay" / "a.bin").write_text("onE")
+    checkpoint.verify(with_replay, without_replay=True)
+    assert checkpoint.is_complete(with_replay, without_replay=True)
+    assert not checkpoint.is_complete(with_replay)
+    with pytest.raises(ValueError, match=r"replay/a\.bin is damaged; replay/sub/b\.bin is miss"):
+        checkpoint.verify(with_replay)
+    shutil.rmtree(with_replay / "replay")
+    checkpoint.verify(with_replay, without_replay=True)
+    (with_replay / "a.bin").write_text("onE")
+    with pytest.raises(ValueError, match=r"not complete: a\.bin is damaged\. Use"):
+        checkpoint.verify(with_replay, without_replay=True)

@@ -231,6 +231,54 @@ def test_a_checkpoint_without_the_replay(tmp_path: Path) -> None:
         assert result["dreamer"]["updates"] == updates + 1  # no burst for the steps of the refill
 
 
+def remove_it(replay: Path) -> None:
+    shutil.rmtree(replay)
+
+
+def remove_a_part(replay: Path) -> None:
+    (replay / "column_00.npy").unlink()
+
+
+@pytest.mark.parametrize("harm", [remove_it, remove_a_part])
+def test_a_replay_that_was_removed_is_missed_only_where_it_is_loaded(
+    saved: Any, tmp_path: Path, harm: Callable[[Path], None]
+) -> None:
+    path = shutil.copytree(saved[0], tmp_path / "copy")
+    harm(path / "replay")
+    config = tiny_config(CountingEnv, length=30)
+    with (
+        built(config) as algo,
+        pytest.raises(ValueError, match=r"replay/column_00\.npy is missing"),
+    ):
+        algo.restore_from_path(path)
+    without = config.copy(copy_frozen=False).training(store_buffer_in_checkpoints=False)
+    algo = DreamerTorch.from_checkpoint(path, config=without)
+    try:
+        assert_same(parameters_of(algo), saved[1]["parameters"])
+        assert len(algo.replay) == 0
+    finally:
+        algo.stop()
+
+
+def test_what_lay_in_the_folder_is_kept_and_may_change(tmp_path: Path) -> None:
+    """Also what is named like a checkpoint's replay, and is not loaded as one."""
+    path = tmp_path / "c"
+    names = ("run.log", "replay/note.txt", "replay/replay.json")
+    (path / "replay").mkdir(parents=True)
+    for name in names:
+        (path / name).write_text("mine")
+    config = tiny_config(training={"store_buffer_in_checkpoints": False})
+    with built(config.copy(copy_frozen=False)) as algo:
+        for text in ("changed", "changed again"):
+            algo.save_to_path(path)
+            for name in names:
+                assert (path / name).is_file()
+                (path / name).write_text(text)
+    with built(config.training(store_buffer_in_checkpoints=True)) as algo:
+        algo.restore_from_path(path)
+        assert len(algo.replay) == 0
+
+
 class RealEnv(CountingEnv):
     """What `CountingEnv` simulates."""
 

@@ -6,6 +6,7 @@ import re
 from typing import Any
 
 import pytest
+from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.algorithms.dreamerv3 import DreamerV3Config
 from ray.rllib.core.rl_module.default_model_config import DefaultModelConfig
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
@@ -14,6 +15,8 @@ from tiny import MODEL, CountingEnv, RandomEnv, tiny_config
 from rllib_dreamer.dreamer import DreamerConfig, DreamerTorch
 from rllib_dreamer.dreamer_catalog import DreamerCatalog, model_settings
 from rllib_dreamer.model.sizes import LossConfig
+from rllib_dreamer.setting_checks import check_settings
+from rllib_dreamer.setting_ranges import REFUSED as UNUSED
 
 REFUSED = {
     "training_ratio": (0, -1, float("nan"), float("inf"), "256", True),
@@ -40,6 +43,7 @@ REFUSED = {
     "learner_threads": (0, "all", 1.5),
     "sample_timeout_s": (0, -1.0),
     "evaluation_sample_timeout_s": (None, 0),
+    "clip_rewards": (True, 1.0),
 }
 
 
@@ -116,6 +120,13 @@ def test_a_setting_that_means_nothing_here_is_refused(
         ("policies_to_train", [], "set `train_actor` and `train_critic` instead"),
         ("_torch_grad_scaler_class", dict, "bfloat16 needs no scaler"),
         ("_torch_lr_scheduler_classes", [dict], "set `lr` to a list"),
+        ("observation_filter", "MeanStdFilter", "`symlog_obs` squashes vectors"),
+        ("compress_observations", True, "lower `replay_capacity`"),
+        ("use_env_runner_state_server", True, "env runners get their weights"),
+        ("offline_evaluation_interval", 1, "set `evaluation_interval` instead"),
+        ("num_offline_eval_runners", 1, "set `evaluation_num_env_runners` instead"),
+        ("render_env", True, "set `video_interval_s` instead"),
+        ("action_mask_key", "mask", "actions are not masked"),
     ],
 )
 def test_a_part_of_rllib_that_would_do_harm_is_refused(name: str, value: Any, instead: str) -> None:
@@ -124,6 +135,57 @@ def test_a_part_of_rllib_that_would_do_harm_is_refused(name: str, value: Any, in
     public = name.removeprefix("_")
     with pytest.raises(ValueError, match=f"`{public}`=.* is not used: {instead}"):
         config.validate()
+
+
+@pytest.mark.parametrize("name", UNUSED)
+def test_what_is_refused_has_one_value_that_is_let_pass(name: str) -> None:
+    defaults = vars(AlgorithmConfig())
+    allowed, _ = UNUSED[name]
+    assert allowed == (None if name == "train_batch_size" else defaults[name])
+    config = tiny_config()
+    setattr(config, name, "another")
+    with pytest.raises(ValueError, match=f"`{name.removeprefix('_')}`='another' is not used"):
+        check_settings(config)
+
+
+def test_rewards_may_be_said_not_to_be_clipped() -> None:
+    tiny_config().environment(clip_rewards=False).validate()
+
+
+@pytest.mark.parametrize(
+    ("module", "given", "message"),
+    [
+        ("default_policy", {"lr": 1e-3, "gamma": 0.5}, r"\['gamma'\] .* are not used: set .* lr, "),
+        ("other", {"lr": 1e-3}, r"has \['lr'\] for 'other', which are not used"),
+        ("default_policy", {"actor_lr": -1.0}, "`actor_lr`=-1.0 must be a number >= 0"),
+        ("default_policy", {"agc": 0}, "`agc`=0 must be a number > 0"),
+    ],
+)
+def test_an_override_of_the_module_that_is_not_read_is_refused(
+    module: str, given: dict[str, Any], message: str
+) -> None:
+    config = tiny_config().rl_module(algorithm_config_overrides_per_module={module: given})
+    with pytest.raises(ValueError, match=message):
+        config.validate()
+
+
+def test_overrides_of_the_module_reach_its_optimizers() -> None:
+    given = {
+        "lr": 1e-3,
+        "actor_lr": 2e-3,
+        "critic_lr": 3e-3,
+        "world_model_lr": [[0, 4e-3], [10, 0.0]],
+    }
+    given |= {"optimizer": "laprop", "agc": 0.1, "warmup_updates": 7, "weight_decay": 0.01}
+    config = tiny_config().rl_module(
+        algorithm_config_overrides_per_module={"default_policy": given}
+    )
+    config.validate()
+    learner = config.build_learner(env=RandomEnv({}))
+    for part, lr in {"world_model": 4e-3, "actor": 2e-3, "critic": 3e-3}.items():
+        (group,) = learner.get_optimizer("default_policy", part).param_groups
+        assert (group["lr"], group["agc"], group["warmup"]) == (pytest.approx(lr), 0.1, 7)
+        assert group["weight_decay"] == 0.01
 
 
 def test_pieces_of_episodes_are_not_thrown_away() -> None:

@@ -332,6 +332,19 @@ def test_a_resumed_runner_begins_with_other_episodes_and_an_evaluation_with_the_
         later.stop()
 
 
+@pytest.mark.parametrize("counted", ["num_episodes", "num_timesteps"])
+def test_every_evaluation_of_a_runner_begins_with_the_same_episodes(counted: str) -> None:
+    config = tiny.tiny_config("CartPole-v1").debugging(seed=3)
+    config.in_evaluation = True
+    runner = DreamerEnvRunner(config=config)
+    starts = []
+    for _ in range(3):
+        episodes = runner.sample(**{counted: 1}, force_reset=True)  # as `Algorithm.evaluate` does
+        starts.append(tuple(episodes[0].get_observations(0)))
+    runner.stop()
+    assert len(set(starts)) == 1
+
+
 class HalfOfSeeds(tiny.CountingEnv):
     """Fails from half of all seeds, in `reset` or in each `step`."""
 

@@ -155,6 +155,14 @@ def test_creators_carry_the_drivers_backend(monkeypatch):
     assert seen == [("osmesa",)]
 
 
+@pytest.mark.parametrize("config", [{}, {"scale": 0.25}])
+def test_a_creator_gets_the_context_that_rllib_made(config):
+    seen = []
+    creator = envs.checked_creator(lambda context: seen.append(context) or Slider(context))
+    creator(EnvContext(config, worker_index=2, num_workers=3))
+    assert (seen[0], seen[0].worker_index, seen[0].num_workers) == (config, 2, 3)
+
+
 @pytest.mark.parametrize(
     ("env_id", "observation", "fails"),
     [

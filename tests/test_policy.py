@@ -18,6 +18,7 @@ import onnxruntime
 import pytest
 import torch
 from gymnasium import spaces
+from ray.rllib.connectors.env_to_module import MeanStdFilter
 from ray.rllib.core.rl_module.rl_module import RLModule
 from ray.rllib.utils.spaces.space_utils import unsquash_action
 from ray.tune import Checkpoint
@@ -307,6 +308,18 @@ print(policy.act(dict(np.load(sys.argv[2])))["arm"].tolist())
 
 
 class TestCheckpoints:
+    def test_warns_of_connectors_which_are_not_run(
+        self, saved: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        config = tiny_config(RandomEnv)
+        config.env_runners(env_to_module_connector=lambda *_, **__: MeanStdFilter())
+        with built(config) as algo:
+            algo.save_to_path(tmp_path / "c")
+        DreamerPolicy.from_checkpoint(saved)
+        assert not caplog.records
+        DreamerPolicy.from_checkpoint(tmp_path / "c")
+        assert "was trained with `env_to_module_connector`, which is not run" in caplog.text
+
     def test_finds_them_by_every_kind_of_path(
         self, saved: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -412,9 +425,14 @@ class TestCheckpoints:
         with pytest.raises(ValueError, match=r"module_state\.pkl leads out of it"):
             DreamerPolicy.from_checkpoint(copy)
 
-    def test_needs_no_replay(self, copy: Path) -> None:
-        shutil.rmtree(copy / "replay")
-        DreamerPolicy.from_checkpoint(copy)
+    def test_needs_no_replay(self, saved: Path, tmp_path: Path) -> None:
+        """Where it was removed to save room, the folders around find the checkpoint too."""
+        experiment = Path(shutil.copytree(saved.parents[1], tmp_path / "experiment"))
+        folder = experiment / saved.parent.name / saved.name
+        shutil.rmtree(folder / "replay")
+        DreamerPolicy.from_checkpoint(folder)
+        assert find_checkpoint(folder.parent) == folder
+        assert find_checkpoint("last", storage=tmp_path) == folder
 
     def test_refuses_another_algorithm(self, copy: Path) -> None:
         from ray.rllib.algorithms.ppo import PPO, PPOConfig

@@ -161,6 +161,7 @@ class TestSpaces:
             spaces.Box(np.array([-np.inf, 0]), np.array([np.inf, 1]), dtype=np.float64),
             spaces.Tuple([spaces.MultiBinary((2, 3)), spaces.MultiDiscrete([3, 4], start=[1, 2])]),
             spaces.Box(-3, 9, (0,), np.int64),
+            spaces.Dict({0: VECTOR, 1: spaces.Discrete(2)}),
         ],
     )
     def test_go_through_json(self, space: gym.Space) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from ray import tune
 from ray.tune import CheckpointConfig, FailureConfig, RunConfig
-from tiny import MODEL, CountingEnv, built, start_ray, tiny_config
+from tiny import MODEL, CountingEnv, built, start_ray, tiny_config, train_until
 
 from rllib_dreamer.dreamer import DreamerTorch
 from rllib_dreamer.replay import Replay
@@ -140,3 +140,20 @@ def test_without_a_trial_the_folder_must_be_named(tmp_path: Path) -> None:
     with built(config.training(replay_directory=str(tmp_path / "mine"))) as algo:
         assert f"in {tmp_path / 'mine'}" in algo.describe()
         assert (tmp_path / "mine" / "replay.json").is_file()
+
+
+@pytest.mark.parametrize("name", ["c", "c/replay", "c/mine"])
+def test_a_checkpoint_cannot_take_the_place_of_the_replay(tmp_path: Path, name: str) -> None:
+    replay, folder = tmp_path / name, tmp_path / "c"
+    with built(tiny_config(CountingEnv, training={"replay_directory": str(replay)})) as algo:
+        train_until(algo, 1)
+        before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+        message = rf"replay_directory '{replay}' lies in {folder}: .*Save into another folder"
+        with pytest.raises(ValueError, match=message):
+            algo.save_to_path(folder)
+        assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+        steps = len(algo.replay)
+        algo.save_to_path(tmp_path / "beside")
+        train_until(algo, algo._updates + 1)
+        algo.restore_from_path(tmp_path / "beside")
+        assert len(algo.replay) == steps

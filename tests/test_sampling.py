@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,7 +14,7 @@ import pytest
 from tiny import CountingEnv, built, tiny_config
 
 from rllib_dreamer.dreamer import DreamerConfig, DreamerTorch
-from rllib_dreamer.sampling import TAG, Sampler, Samples
+from rllib_dreamer.sampling import Samples
 from rllib_dreamer.training_ratio import TrainingRatio
 
 RUNNERS = 2
@@ -103,9 +105,9 @@ def test_what_was_sampled_before_a_restore_is_dropped(
     before = algo.train()["dreamer"]["agent_steps"]
     path = Path(algo.save_to_path(tmp_path / "checkpoint"))
     algo.train()
-    assert algo.env_runner_group.num_in_flight_async_reqs(TAG) == RUNNERS
+    assert algo._sampler._in_flight() == [1, 2]
     algo.restore_from_path(path / (component or ""), component=component)
-    assert algo.env_runner_group.num_in_flight_async_reqs(TAG) == 0
+    assert algo._sampler._in_flight() == []
     assert algo.train()["dreamer"]["agent_steps"] == before + rounds * RUNNERS
 
 
@@ -120,7 +122,8 @@ def test_late_samples_belong_to_the_next_round(
         assert wait_for(lambda: counts.append(take(algo)) or sum(counts) >= 60 * RUNNERS)
         assert counts[0] == 0
         assert sum(counts) == algo._agent_steps
-    assert "sample_timeout_s=1 " in caplog.text
+    for runner in (1, 2):
+        assert f"EnvRunner {runner} gave no sample within sample_timeout_s=1 " in caplog.text
 
 
 def test_an_iteration_without_any_samples() -> None:
@@ -139,27 +142,81 @@ def take(algo: DreamerTorch) -> int:
     return algo._agent_steps - before
 
 
-class SilentRunners:
-    """Stands for EnvRunners none of which answers."""
-
-    def num_remote_env_runners(self) -> int:
-        return 2
-
-    def num_healthy_remote_env_runners(self) -> int:
-        return 1
-
-    def foreach_env_runner_async(self, *_: Any, **__: Any) -> None:
-        pass
-
-    def fetch_ready_async_reqs(self, **_: Any) -> list[Any]:
-        time.sleep(0.01)
-        return []
+class FailingEnv(CountingEnv):
+    def step(self, action: Any) -> Any:
+        raise ValueError("no such robot")
 
 
-def test_a_run_without_samples_stops() -> None:
-    sampler = Sampler(
-        SilentRunners(), tiny_config().fault_tolerance(env_runner_restore_timeout_s=0)
+def test_a_run_without_samples_stops(caplog: pytest.LogCaptureFixture) -> None:
+    """It waits in peace for as long as it may, once its last runner is gone."""
+    config = tiny_config(FailingEnv).env_runners(num_env_runners=1)
+    config.fault_tolerance(restart_failed_env_runners=False, ignore_env_runner_failures=True)
+    config.fault_tolerance(env_runner_restore_timeout_s=2)
+    with built(config) as algo:
+        took = []
+        with pytest.raises(RuntimeError, match=r"no env runner gave a sample.*0 of 1 are healthy"):
+            for _ in range(100):
+                started = time.monotonic()
+                assert algo._sampler.next().episodes == []
+                took.append(time.monotonic() - started)
+    assert len(took) < 10 and len(caplog.records) < 20
+
+
+class StuckEnv(CountingEnv):
+    """Is stuck in its third step, where no signal reaches it; only in runner 2, and only once."""
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        super().__init__(config)
+        self.mark, self.worker = Path(config["mark"]), config.worker_index
+
+    def step(self, action: Any) -> Any:
+        if self.worker == 2 and self.t == 2 and not self.mark.exists():
+            self.mark.touch()
+            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGALRM})
+            time.sleep(1000)
+        return super().step(action)
+
+
+def test_a_stuck_runner_holds_up_no_other_and_is_started_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = tiny_config(StuckEnv, mark=str(tmp_path / "mark"))
+    config.env_runners(num_env_runners=2, sample_timeout_s=5)
+    config.fault_tolerance(env_runner_restore_timeout_s=1, delay_between_env_runner_restarts_s=0)
+    with built(config) as algo:
+        sampler, runners = algo._sampler, algo.env_runner_group
+        sampler._check_that_samples_arrive = lambda arrived: None
+        while not sampler._late:
+            take(algo)
+        lost = runners._worker_manager.actors()[2]
+        assert list(sampler._late) == [2] and "EnvRunner 2 gave no sample within" in caplog.text
+        started = time.monotonic()
+        assert [take(algo) for _ in range(3)] == [1, 1, 1]
+        assert time.monotonic() - started < 5
+        assert wait_for(lambda: take(algo) == 1 and not sampler._late)
+        assert "EnvRunner 2 gave no sample for" in caplog.text
+        restored: list[int] = []
+        assert wait_for(lambda: restored.extend(algo.restore_env_runners(runners)) or restored)
+        assert wait_for(lambda: take(algo) == 2)
+        assert runners._worker_manager.actors()[2] == lost  # the same actor, in a new process
+
+
+def test_the_local_runner_stays_in_its_thread_beside_evaluations() -> None:
+    """RLlib trains in a new one each time; what draws by OpenGL cannot follow."""
+    threads, closed_in = set(), []
+
+    class ThreadEnv(CountingEnv):
+        def step(self, action: Any) -> Any:
+            threads.add(threading.get_ident())
+            return super().step(action)
+
+        def close(self) -> None:
+            closed_in.append(threading.get_ident())
+
+    config = tiny_config(ThreadEnv).evaluation(
+        evaluation_interval=2, evaluation_num_env_runners=1, evaluation_parallel_to_training=True
     )
-    assert sampler.next() == ([], [], False)
-    with pytest.raises(RuntimeError, match=r"no env runner gave a sample.*1 of 2 are healthy"):
-        sampler.next()
+    with built(config) as algo:
+        for _ in range(4):
+            algo.train()
+    assert threads == set(closed_in) and len(threads) == 1

@@ -17,6 +17,9 @@ NESTED = spaces.Dict(
         "a": spaces.MultiBinary(2),
     }
 )
+_BY_NUMBER: dict[Any, gym.Space] = {10: IMAGE, 9: spaces.Discrete(3)}
+_NUMBERS: dict[Any, gym.Space] = {0: VECTOR, 1: spaces.Dict(_BY_NUMBER)}
+NUMBERED = spaces.Dict(_NUMBERS)
 LONG = spaces.Tuple(tuple(spaces.Discrete(n + 2) for n in range(12)))
 SPACES = [
     VECTOR,
@@ -30,6 +33,7 @@ SPACES = [
     spaces.MultiDiscrete([[2, 3], [4, 5]], start=[[1, 2], [-3, 0]]),
     spaces.MultiBinary((2, 3)),
     spaces.Tuple((spaces.Discrete(2), spaces.Tuple((VECTOR,)))),
+    NUMBERED,
 ]
 
 
@@ -57,6 +61,29 @@ def test_two_leaves_of_one_path_are_refused() -> None:
     space = spaces.Dict({"a/b": VECTOR, "a": spaces.Dict({"b": IMAGE})})
     with pytest.raises(ValueError, match="two leaves of a space have the path 'a/b'"):
         leaf_spaces(space)
+
+
+@pytest.mark.parametrize("other", [VECTOR, spaces.Dict({"a": VECTOR})], ids=str)
+def test_keys_of_several_types_are_refused(other: gym.Space) -> None:
+    """Gymnasium lets them pass; RLlib sorts keys, and a path could stand for two of them."""
+    members: dict[Any, gym.Space] = {0: spaces.Dict({"b": VECTOR}), "0": other}
+    with pytest.raises(ValueError, match=r"keys of Dict.* several types, \['int', 'str'\]: make"):
+        leaf_spaces(spaces.Dict(members))
+
+
+@pytest.mark.parametrize("member", [VECTOR, spaces.Dict({"a": VECTOR})], ids=str)
+def test_an_empty_key_is_refused(member: gym.Space) -> None:
+    with pytest.raises(ValueError, match=r"a key of Dict.* is empty: give its entry a name"):
+        leaf_spaces(spaces.Dict({"b": spaces.Dict({"": member})}))
+
+
+@pytest.mark.parametrize("shape", [(0,), (3, 0)])
+def test_a_leaf_without_values_is_refused(shape: tuple[int, ...]) -> None:
+    leaf = spaces.Box(-1, 1, shape)
+    with pytest.raises(ValueError, match=r"the entry 'a/b' of a space has no values, Box.*leave"):
+        leaf_spaces(spaces.Dict({"a": spaces.Dict({"b": leaf}), "c": VECTOR}))
+    with pytest.raises(ValueError, match="the entry 'action' of a space has no values"):
+        leaf_spaces(leaf, "action")
 
 
 @pytest.mark.parametrize("space", SPACES, ids=str)

@@ -182,7 +182,7 @@ def make_env(
         ValueError: Unknown name or option, or an env for several agents.
         ImportError: The extra that brings the simulator is not installed.
     """
-    config = env_config or {}
+    config = {} if env_config is None else env_config  # an empty `EnvContext` is false
     bounds = bool(config.get("check_spaces", True))
     name = name or _name_of(env)
     built = _build(env, config)

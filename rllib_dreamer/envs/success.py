@@ -5,13 +5,20 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 SUCCESS_KEYS = ("success", "is_success")
 """Keys of an info: of robosuite and Meta-World, and of Gymnasium-Robotics."""
 
 
+def _is_success(told: Any) -> bool:
+    """Whether a value tells a success; of several, as tasks with two arms tell, all must."""
+    return bool(np.all(np.asarray(told, object)))  # which takes text too
+
+
 def success_of(infos: Iterable[Mapping[str, Any]]) -> bool | None:
     """Whether any of the infos of an episode tells a success; None if none has such a key."""
-    told = [bool(info[key]) for info in infos for key in SUCCESS_KEYS if key in info]
+    told = [_is_success(info[key]) for info in infos for key in SUCCESS_KEYS if key in info]
     return any(told) if told else None
 
 
@@ -25,5 +32,5 @@ def last_info(infos: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     for key in SUCCESS_KEYS:
         told = [info[key] for info in infos if key in info]
         if told:
-            merged[key] = next((value for value in told if value), told[-1])
+            merged[key] = next((value for value in told if _is_success(value)), told[-1])
     return merged

@@ -8,6 +8,7 @@ optimizer's state nor the replay. Ray is imported, not started.
 from __future__ import annotations
 
 import json
+import logging
 import math
 import pickle
 from collections.abc import Iterator
@@ -20,11 +21,14 @@ from rllib_dreamer.policy.action_units import conversion_of
 from rllib_dreamer.policy.parts import PolicyParts
 from rllib_dreamer.registration import ALGORITHM_NAME
 
+logger = logging.getLogger(__name__)
+
 DEFAULT_STORAGE = "~/ray_results"
 
 _MODULE = Path("learner_group/learner/rl_module/default_policy")
 _CONSTRUCTION = "class_and_ctor_args.pkl"
 _NEWEST = ("best", "last")
+_CONNECTORS = ("env_to_module_connector", "module_to_env_connector")
 
 
 def find_checkpoint(
@@ -36,7 +40,7 @@ def find_checkpoint(
         path: A checkpoint, the folder of a Tune trial or experiment, a file in one of them, or
             "best" or "last" for that of the newest experiment in `storage`.
         which: Of several checkpoints the "best" by mean return (the last where none is known) or
-            the "last". Unfinished ones do not count.
+            the "last". Unfinished ones do not count; the replay may be missing.
         storage: The folder of all experiments.
 
     Raises:
@@ -59,7 +63,7 @@ def find_checkpoint(
     if is_checkpoint(folder):
         return folder
     found = _checkpoints(folder)
-    complete = [candidate for candidate in found if checkpoint.is_complete(candidate)]
+    complete = [candidate for candidate in found if _is_finished(candidate)]
     if not complete:
         what = "no finished checkpoint" if found else "no checkpoint"
         raise ValueError(
@@ -82,7 +86,7 @@ def is_checkpoint(folder: Path) -> bool:
 
 
 def read_checkpoint(folder: Path) -> PolicyParts:
-    """Reads the policy of a checkpoint, on the CPU.
+    """Reads the policy of a checkpoint, on the CPU; warns of connectors, which are no part of it.
 
     Raises:
         ValueError: If the checkpoint is unfinished, damaged, of another algorithm, or names code
@@ -91,7 +95,15 @@ def read_checkpoint(folder: Path) -> PolicyParts:
     from rllib_dreamer.dreamer_torch_rl_module import DreamerTorchRLModule
 
     settings = _settings(_algorithm(folder))
-    checkpoint.verify(folder, policy_only=True)
+    checkpoint.verify(folder, hashes=False, without_replay=True)
+    for name in _CONNECTORS:
+        if settings.get(f"_{name}") is not None:
+            logger.warning(
+                "checkpoint %s was trained with `%s`, which is not run here: the policy acts on "
+                "what it is given. RLlib's own `config.evaluation(...)` runs it.",
+                folder,
+                name,
+            )
     module = _load(folder, _MODULE / _CONSTRUCTION)
     if not issubclass(module["class"], DreamerTorchRLModule):
         raise ValueError(_of_another(folder, f"has a module of type {module['class'].__name__}"))
@@ -119,7 +131,7 @@ def read_checkpoint(folder: Path) -> PolicyParts:
 def _algorithm(folder: Path) -> dict[str, Any]:
     """How the algorithm of a checkpoint was built; refuses those of another."""
     if not (folder / _CONSTRUCTION).is_file():
-        checkpoint.verify(folder, policy_only=True)
+        checkpoint.verify(folder, hashes=False, without_replay=True)
     construction: dict[str, Any] = _load(folder, _CONSTRUCTION)
     found = construction["class"]
     if not any(base.__name__ == ALGORITHM_NAME for base in found.__mro__):
@@ -164,7 +176,7 @@ def _load(folder: Path, name: str | Path) -> Any:
 def _newest_experiment(storage: Path) -> Path:
     """The experiment in which something was saved last."""
     experiments = [path for path in storage.iterdir() if path.is_dir()] if storage.is_dir() else []
-    found = {path: list(filter(checkpoint.is_complete, _checkpoints(path))) for path in experiments}
+    found = {path: list(filter(_is_finished, _checkpoints(path))) for path in experiments}
     saved = {path: _last_saved(path, complete) for path, complete in found.items() if complete}
     if not saved:
         raise ValueError(
@@ -177,6 +189,11 @@ def _newest_experiment(storage: Path) -> Path:
 def _checkpoints(folder: Path) -> list[Path]:
     """The checkpoints of a trial's or an experiment's folder."""
     return [c for pattern in ("checkpoint_*", "*/checkpoint_*") for c in folder.glob(pattern)]
+
+
+def _is_finished(folder: Path) -> bool:
+    """Whether a checkpoint was saved to its end, with its replay there or taken away."""
+    return checkpoint.is_complete(folder, without_replay=True)
 
 
 def _last_saved(folder: Path, checkpoints: list[Path]) -> float:

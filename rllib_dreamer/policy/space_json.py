@@ -16,7 +16,7 @@ def space_to_json(space: gym.Space) -> dict[str, Any]:
         ValueError: If the space is of a kind that the agent does not take either.
     """
     if isinstance(space, spaces.Dict):
-        members = [[str(key), space_to_json(member)] for key, member in space.spaces.items()]
+        members = [[key, space_to_json(member)] for key, member in space.spaces.items()]
         return {"kind": "Dict", "spaces": members}
     if isinstance(space, spaces.Tuple):
         return {"kind": "Tuple", "spaces": [space_to_json(member) for member in space.spaces]}
