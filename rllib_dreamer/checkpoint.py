@@ -94,6 +94,20 @@ def writing(folder: str | Path) -> Iterator[Path]:
         raise
 
 
+def refuse_around_replay(folder: Path, replay: str | Path | None) -> None:
+    """Refuses to save into a folder that holds a run's replay on disk.
+
+    Raises:
+        ValueError: If the folder is that of the replay, or has it in it.
+    """
+    if replay is not None and not _escapes(Path(replay), folder):
+        raise ValueError(
+            f"replay_directory {str(replay)!r} lies in {folder}: a checkpoint there would take the "
+            "place of the replay that training goes on with. Save into another folder, or set "
+            "replay_directory to one outside of it."
+        )
+
+
 def _move_up(folder: Path) -> None:
     """Moves what is in a folder to the one around it, over files of the same names."""
     for path in sorted(folder.rglob("*")):  # folders before their files

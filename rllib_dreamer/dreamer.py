@@ -308,8 +308,7 @@ class DreamerTorch(Algorithm):
         """Saves everything, the replay included, and seals the folder with a manifest.
 
         Raises:
-            ValueError: If the path is not a folder of this machine, or has `replay_directory` in
-                it.
+            ValueError: If the path is no folder of this machine, or the replay on disk lies in it.
             OSError: If it could not be written.
             RuntimeError: If a learner is lost.
         """
@@ -319,7 +318,7 @@ class DreamerTorch(Algorithm):
                 "or let Tune upload checkpoints, tune.RunConfig(storage_path=...)."
             )
         folder = Path(tempfile.mkdtemp() if path is None else path).absolute()
-        self._refuse_around_replay(folder)
+        checkpoint.refuse_around_replay(folder, self._replay_directory())
         with checkpoint.writing(folder) as target:
             super().save_to_path(target, **kwargs)
             require_saved(self.learner_group)
@@ -327,16 +326,6 @@ class DreamerTorch(Algorithm):
             if self.config.store_buffer_in_checkpoints:
                 self.replay.save(target / REPLAY_FOLDER)
         return str(folder)
-
-    def _refuse_around_replay(self, folder: Path) -> None:
-        """Refuses a folder with our replay on disk in it, which saving there would replace."""
-        replay = self._replay_directory()
-        if replay is not None and Path(replay).resolve().is_relative_to(folder.resolve()):
-            raise ValueError(
-                f"replay_directory {replay!r} lies in {folder}: a checkpoint there would take the "
-                "place of the replay that training goes on with. Save into another folder, or set "
-                "replay_directory to one outside of it."
-            )
 
     def _write_construction(self, file: Path) -> None:
         """Writes what `from_checkpoint` builds us from, with our class as its author wrote it.
