@@ -65,7 +65,7 @@ def writing(folder: str | Path) -> Iterator[Path]:
     Raises:
         OSError: The checkpoint could not be written, naming the folder and the space left.
     """
-    folder = Path(folder)
+    folder = Path(folder).resolve()
     over = (folder / MANIFEST).is_file()
     for place in (folder.parent, folder):
         for leftover in place.glob(f".{folder.name}.*{_UNFINISHED}"):
@@ -79,7 +79,7 @@ def writing(folder: str | Path) -> Iterator[Path]:
         manifest = _manifest(fresh)
         if over:
             write_text(fresh / MANIFEST, manifest)
-            _copy_others(folder, fresh)
+            _take_over_others(folder, fresh)
             _exchange(fresh, folder)
             shutil.rmtree(fresh, ignore_errors=True)
         else:
@@ -130,14 +130,17 @@ def _remove(folder: Path, kept: set[Path]) -> None:
             path.unlink()
 
 
-def _copy_others(folder: Path, fresh: Path) -> None:
-    """Copies the files of `folder` that belong to no checkpoint, where `fresh` has none."""
+def _take_over_others(folder: Path, fresh: Path) -> None:
+    """Takes over the files of `folder` that belong to no checkpoint, where `fresh` has none."""
     ours = {*_entries(folder), MANIFEST}
     for path in folder.rglob("*"):
         name = path.relative_to(folder)
         if path.is_file() and name.as_posix() not in ours and not (fresh / name).exists():
             (fresh / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(path, fresh / name)
+            try:
+                os.link(path, fresh / name)  # so that who has it open writes on
+            except OSError:
+                shutil.copy2(path, fresh / name)
 
 
 def _exchange(one: Path, other: Path) -> None:

@@ -214,6 +214,7 @@ class RecordingEnvRunner(DreamerEnvRunner, OfflineSingleAgentEnvRunner):
         return episodes
 
     def stop(self) -> None:
-        """Writes what is left and closes the envs, which RLlib's leaves open."""
+        """Writes what is left, once, and closes the envs, which RLlib's leaves open."""
         super().stop()
+        self._samples.clear()
         SingleAgentEnvRunner.stop(self)

@@ -48,8 +48,8 @@ class Sampler:
     Args:
         group: The EnvRunners.
         config: Its `sample_timeout_s` are the seconds to wait for a round; its
-            `env_runner_restore_timeout_s` those after which a late EnvRunner is started again, and
-            a run without any sample stops.
+            `env_runner_restore_timeout_s` those after which a run without any sample stops; after
+            half of them a late EnvRunner is started again.
     """
 
     def __init__(self, group: EnvRunnerGroup, config: AlgorithmConfig) -> None:
@@ -69,6 +69,8 @@ class Sampler:
         """
         if self._group.num_remote_env_runners() == 0:
             return self._sample_here()
+        asked = self._in_flight()
+        self._late = {id: since for id, since in self._late.items() if id in asked}
         self._request()  # those that have nothing in flight: all at first, then restarted ones
         ready = self._fetch()
         self._restart_lost()
@@ -84,12 +86,19 @@ class Sampler:
     def drop(self) -> None:
         """Waits for what is in flight and throws it away."""
         self._take(self._in_flight(), self._config.sample_timeout_s)
+        self._late.clear()
 
     def close(self) -> None:
-        """Closes the envs of a local EnvRunner where they were stepped, and ends that thread."""
+        """Ends late EnvRunners; closes the envs of a local one in the thread that stepped them."""
+        for runner in self._late:  # for which RLlib would wait without end
+            ray.kill(self._group._worker_manager.actors()[runner])
         if self._thread is not None and self._group.local_env_runner is not None:
-            self._thread.submit(self._group.local_env_runner.stop).result()
-            self._thread.shutdown()
+            closed = self._thread.submit(self._group.local_env_runner.stop)
+            self._thread.shutdown(wait=False)
+            try:
+                closed.result(self._config.sample_timeout_s)
+            except Exception:
+                logger.exception("The envs of the local EnvRunner could not be closed.")
 
     def _sample_here(self) -> Samples:
         sample = partial(
@@ -158,12 +167,12 @@ class Sampler:
 
     def _restart_lost(self) -> None:
         """Ends EnvRunners that hang for good, in code that no signal reaches: Ray starts others."""
-        now, limit = time.monotonic(), self._config.env_runner_restore_timeout_s
+        now, limit = time.monotonic(), self._config.env_runner_restore_timeout_s / 2
         for runner, since in self._late.items():
             if self._config.restart_failed_env_runners and now - since > limit:
                 logger.warning(
-                    "EnvRunner %d gave no sample for %.0f seconds more "
-                    "(env_runner_restore_timeout_s) and is started again.",
+                    "EnvRunner %d gave no sample for %.0f seconds more (half of "
+                    "env_runner_restore_timeout_s) and is started again.",
                     runner,
                     now - since,
                 )

@@ -107,11 +107,24 @@ def test_what_lay_in_the_folder_is_no_part_of_the_checkpoint(tmp_path: Path) -> 
     checkpoint.verify(folder)
     files = json.loads((folder / checkpoint.MANIFEST).read_text())["files"]
     assert sorted(files) == ["a.bin", "sub/b.bin"]
-    with checkpoint.writing(folder) as target:
-        write(target, "two")
+    with (folder / "run.log").open("a") as log:
+        with checkpoint.writing(folder) as target:
+            write(target, "two")
+        log.write(", and later")
     checkpoint.verify(folder)
-    assert [(folder / name).read_text() for name in names] == ["mine, and more", "changed"]
+    assert (folder / "run.log").read_text() == "mine, and more, and later"
+    assert (folder / "sub" / "note.txt").read_text() == "changed"
     assert (folder / "a.bin").read_text() == "two"
+
+
+def test_saving_through_a_link(tmp_path: Path) -> None:
+    (tmp_path / "c").mkdir()
+    (tmp_path / "latest").symlink_to(tmp_path / "c")
+    for text in ("one", "two"):
+        with checkpoint.writing(tmp_path / "latest") as target:
+            write(target, text)
+        assert (tmp_path / "c" / "a.bin").read_text() == text
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["c", "latest"]
 
 
 def test_saving_again_that_fails_leaves_the_checkpoint(sealed: Path) -> None:

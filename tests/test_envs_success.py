@@ -19,6 +19,7 @@ from rllib_dreamer.envs.success import last_info, success_of
         ([{"success": np.array([True, False])}, {"success": np.array([False, True])}], False),
         ([{"success": np.array([True, False])}, {"success": np.array([True, True])}], True),
         ([{"is_success": [1.0, 0.0]}], False),
+        ([{"success": np.array([])}], False),
         ([{"success": np.nan}], True),
         ([{"success": None}], False),
         ([{"success": "yes"}], True),

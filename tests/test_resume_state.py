@@ -122,6 +122,20 @@ def test_a_checkpoint_that_is_named_has_to_be_whole(
     assert kept(experiment) == [0, 1, 2, 3]
 
 
+def test_what_has_changed_is_told_entry_by_entry(
+    experiment: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = {"token": "secret", "room": 2, "doors": {2: "a", 10: "b"}}
+    for room, more in ((2, {}), (3, {"wind": 4})):
+        capsys.readouterr()
+        config = json.dumps(given | more | {"room": room})
+        assert resume(experiment, "--set", f"env_config={config}") == 0
+    out = capsys.readouterr().out
+    assert "\nchanged since: env_config.room 2 -> 3, env_config.wind nothing -> 4\n" in out
+    assert resume(experiment, "--set", f"env_config={config}", "--set", "lr=0.25") == 0
+    assert "\nchanged since: lr 5e-05 -> 0.25\n" in capsys.readouterr().out
+
+
 def test_a_cluster_that_is_too_small_is_told(
     experiment: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

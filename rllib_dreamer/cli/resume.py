@@ -17,6 +17,7 @@ import os
 import re
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -50,7 +51,7 @@ class Resumed(NamedTuple):
     Attributes:
         trial_ids: The trials.
         iterations: The iteration each one goes on after; 0 where nothing was saved.
-        changes: By setting that is another now: its value before and now, as JSON.
+        changes: By setting, or entry of one, that is another now: its value before and now.
     """
 
     trial_ids: list[str]
@@ -188,23 +189,28 @@ def _env_name(env: Any) -> str | None:
 
 
 def _changes(trials: list[Trial], config: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
-    """The settings that JSON can tell and that a trial had otherwise: before and now."""
+    """The entries that JSON can tell and that a trial had otherwise: before and now."""
     changes = {}
     for trial in trials:
-        for key, value in config.items():
-            if key in trial.config and not _keeps(key, value) and key not in _INTERNAL:
-                before, now = _as_json(trial.config[key]), _as_json(value)
-                if before and now and before != now:
-                    changes[key.removeprefix("_")] = before, now
+        keys = [
+            key
+            for key, value in config.items()
+            if key in trial.config and key not in _INTERNAL and not _keeps(key, value)
+        ]
+        before, now = (_entries({key: x[key] for key in keys}) for x in (trial.config, config))
+        for name in sorted(before.keys() | now.keys()):
+            if before.get(name) != now.get(name):
+                changes[name] = before.get(name, "nothing"), now.get(name, "nothing")
     return changes
 
 
-def _as_json(value: Any) -> str | None:
-    """A value as JSON, which Tune keeps it in; None for one of no such form, like a class."""
-    try:
-        return json.dumps(value, sort_keys=True)
-    except (TypeError, ValueError):
-        return None
+def _entries(settings: Mapping[str, Any]) -> dict[str, str]:
+    """Settings and the entries of dicts as JSON, which Tune keeps them in; classes are left out."""
+    plain = {}
+    for key, value in settings.items():
+        with suppress(TypeError, ValueError):
+            plain[key.removeprefix("_")] = json.loads(json.dumps(value))
+    return {name: json.dumps(x) for name, x in flatten_dict(plain, delimiter=".").items()}
 
 
 def _keeps(key: str, value: Any) -> bool:

@@ -13,7 +13,8 @@ SUCCESS_KEYS = ("success", "is_success")
 
 def _is_success(told: Any) -> bool:
     """Whether a value tells a success; of several, as tasks with two arms tell, all must."""
-    return bool(np.all(np.asarray(told, object)))  # which takes text too
+    values = np.asarray(told, object)  # which takes text too
+    return values.size > 0 and bool(np.all(values))
 
 
 def success_of(infos: Iterable[Mapping[str, Any]]) -> bool | None:
