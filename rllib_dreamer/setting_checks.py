@@ -22,8 +22,10 @@ _OF_TRAINING = {
     "loss": "`horizon_H`, `gamma`, `loss_scales` and the others",
 }
 """Keys of the RLModule's `model_config` that the config writes, and what sets them."""
-_OF_PARTS = tuple(f"{part}_lr" for part in PARTS)
-_PER_MODULE = ("lr", *_OF_PARTS, "optimizer", "agc", "warmup_updates", "weight_decay")
+_PER_MODULE = (
+    *("lr", *(f"{part}_lr" for part in PARTS)),
+    *("optimizer", "agc", "warmup_updates", "weight_decay"),
+)
 """What the learner reads from `algorithm_config_overrides_per_module`."""
 
 

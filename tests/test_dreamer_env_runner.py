@@ -396,6 +396,7 @@ def test_recording_writes_every_step_once(tmp_path: Any, rows: int | None) -> No
         tiny.train_until(algo, 2)
         steps, vector = algo._agent_steps, algo.env_runner.env.unwrapped
         stored = algo.replay.get_state()["data"]
+        algo.env_runner.stop()  # and once more at the end, as beside evaluations
     assert vector.closed
     files = tmp_path.rglob("*.parquet")
     rewards = [parquet.read_table(file, columns=["rewards"])["rewards"] for file in files]
